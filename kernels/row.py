@@ -1,0 +1,105 @@
+"""Row-wise reductions as device functions, for these kernels and for yours.
+
+Shapes: a tile is (BLOCK_M, BLOCK_N), a row statistic is (BLOCK_M, 1).  `inside` is the tile's
+mask; a tile holds zeros outside it.  N is the number of values that are really in a row.
+Arithmetic is fp32, and fp64 for fp64 tiles.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_upcast(pointers, inside, EVICTION: tl.constexpr = ""):
+    """Values in the precision of the arithmetic: fp64 stays, all else becomes fp32.  Zero outside."""
+    values = tl.load(pointers, mask=inside, other=0.0, eviction_policy=EVICTION)
+    if values.dtype == tl.float64:
+        return values
+    else:
+        return values.to(tl.float32)
+
+
+@triton.jit
+def row_sum(a):
+    return tl.sum(a, axis=1, keep_dims=True)
+
+
+@triton.jit
+def row_sum2(a, b):
+    """The row sums of two tiles by one reduction, so with the barriers of one."""
+    M: tl.constexpr = a.shape[0]
+    N: tl.constexpr = a.shape[1]
+    # Through one dimension, which costs nothing compiled: the interpreter then adds along contiguous
+    # memory, pairwise, and not one number after the other.
+    stacked = tl.reshape(tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [2 * M * N]), [2 * M, N])
+    sum_a, sum_b = tl.split(tl.reshape(tl.sum(stacked, axis=1), [M, 2]))
+    return tl.expand_dims(sum_a, 1), tl.expand_dims(sum_b, 1)
+
+
+@triton.jit
+def row_deviations(x, inside, N):
+    """First pass: the deviations from a rounded mean, and what that mean's rounding left over.
+
+    Returns (mean, var, deviation, shift) with x - E[x] = deviation - shift.  The correction term
+    `shift` is Chan, Golub and LeVeque's (1983, equation 1.7): it takes the error of the mean out
+    of the variance.
+    """
+    mean = row_sum(x) / N
+    deviation = tl.where(inside, x - mean, 0.0)
+    total, squares = row_sum2(deviation, deviation * deviation)
+    shift = total / N
+    return mean + shift, squares / N - shift * shift, deviation, shift
+
+
+@triton.jit
+def row_moments(x, inside, N):
+    """Mean and (biased) variance of every row, two-pass in registers."""
+    mean, var, deviation, shift = row_deviations(x, inside, N)
+    return mean, var
+
+
+@triton.jit
+def merge_moments(mean_a, var_a, count_a, mean_b, var_b, count_b):
+    """Mean and variance of the union of two sets from those of each (Chan et al. 1983, equation 2.1)."""
+    share_b = tl.cast(count_b, var_b.dtype) / (count_a + count_b)
+    delta = mean_b - mean_a
+    var = var_a + (var_b - var_a) * share_b + delta * delta * share_b * (1 - share_b)
+    return mean_a + delta * share_b, var
+
+
+@triton.jit
+def row_rstd(var, eps):
+    # In fp64 first: eps is a Python float in the interpreter, and would be rounded to fp32 there.
+    return tl.rsqrt(var + (tl.zeros([1, 1], tl.float64) + eps).to(var.dtype))
+
+
+@triton.jit
+def row_standardize(x, inside, N, eps):
+    """x_hat = (x - mean) rstd with rstd = 1 / sqrt(var + eps).  Returns (x_hat, mean, rstd)."""
+    mean, var, deviation, shift = row_deviations(x, inside, N)
+    rstd = row_rstd(var, eps)
+    # One multiply-add an element; `shift` is tiny, so nothing cancels.
+    return deviation * rstd - shift * rstd, mean, rstd
+
+
+@triton.jit
+def row_standardize_bwd(dx_hat, x_hat, rstd, N):
+    """dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)), the gradient of row_standardize."""
+    dot, total = row_sum2(dx_hat * x_hat, dx_hat)
+    return (dx_hat - (x_hat * (dot / N) + total / N)) * rstd
+
+
+@triton.jit
+def row_stride(stride, N):
+    """The distance between rows: `stride`, or N where it is None because rows are contiguous."""
+    if stride is None:
+        return N
+    else:
+        return stride
+
+
+@triton.jit
+def store_stats(stats_ptr, row0, rows, mean, rstd, M):
+    """(mean, rstd) side by side, so that one store and one layout change write both."""
+    pair = tl.join(tl.reshape(mean, [mean.shape[0]]), tl.reshape(rstd, [rstd.shape[0]]))
+    tl.store(stats_ptr + row0 * 2 + (rows * 2 + tl.arange(0, 2)[None, :]), pair, mask=rows < M - row0)

@@ -1,0 +1,139 @@
+"""What layer_norm refuses, in torch's words; and where it runs."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tritonln
+from tests.tolerance import assert_close
+from tritonln import reference
+from tritonln.device import runs_triton
+from tritonln.ops import contract
+
+X = torch.randn(2, 4)
+ONES = torch.ones(4)
+
+REFUSED = {
+    "no normalized dimension": (X, []),
+    "another size": (X, (5,)),
+    "more dimensions than x": (X, (3, 2, 4)),
+    "a scalar x": (torch.tensor(1.0), (1,)),
+    "weight of another shape": (X, (4,), torch.ones(5)),
+    "weight of another rank": (X, (4,), torch.ones(1, 4)),
+    "bias of another shape": (X, (4,), None, torch.ones(5)),
+    "integers": (X.int(), (4,)),
+    "booleans": (X.bool(), (4,)),
+    "complex": (X.cfloat(), (4,)),
+    "x no tensor": ([1.0], (1,)),
+    "weight no tensor": (X, (4,), 3),
+    "sizes no integers": (X, (4.0,)),
+    "eps a string": (X, (4,), None, None, "a"),
+    "eps missing": (X, (4,), None, None, None),
+    "16-bit weight of fp32 x": (X, (4,), ONES.bfloat16()),
+    "16-bit bias of fp32 x": (X, (4,), None, ONES.half()),
+    "fp64 weight of fp32 x": (X, (4,), ONES.double()),
+    "fp32 weight of fp64 x": (X.double(), (4,), ONES),
+    "fp16 weight of bf16 x": (X.bfloat16(), (4,), ONES.half()),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_torch_s_exceptions(case: str) -> None:
+    with pytest.raises(Exception, match=".") as theirs:
+        F.layer_norm(*REFUSED[case])
+    with pytest.raises(type(theirs.value)) as ours:
+        tritonln.layer_norm(*REFUSED[case])
+    assert type(ours.value) is type(theirs.value)
+    assert str(ours.value) == str(theirs.value)
+
+
+def test_devices_must_agree() -> None:
+    with pytest.raises(RuntimeError, match="same device, but got bias is on meta, different from other tensors on cpu"):
+        tritonln.layer_norm(X, 4, ONES, ONES.to("meta"))
+
+
+def test_a_device_nobody_serves() -> None:
+    with pytest.raises(RuntimeError, match="no kernels for device type 'mps'.*expected"):
+        runs_triton("mps")
+
+
+def test_meta_tensors() -> None:
+    y = tritonln.layer_norm(X.to("meta"), 4)
+    assert y.is_meta
+    assert y.shape == X.shape
+
+
+def test_autocast_is_fp32_exactly_where_torch_s_is() -> None:
+    """contract.autocasts says: everywhere but on the CPU.  torch keeps a kernel for the ones that cast."""
+    for kind, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA"), ("xpu", "AutocastXPU")):
+        registered = torch._C._dispatch_has_kernel_for_dispatch_key("aten::layer_norm", key)
+        assert registered == (kind != "cpu"), kind
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_autocast_dtype(dtype: torch.dtype, device: torch.device) -> None:
+    x = X.to(device, dtype)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert tritonln.layer_norm(x, 4).dtype == F.layer_norm(x, (4,)).dtype
+
+
+@pytest.mark.parametrize("parameters", [torch.bfloat16, torch.float32])
+def test_autocast_as_on_a_gpu(parameters: torch.dtype, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """16-bit x is read as it is and y is fp32, with gradients in the dtypes of the inputs."""
+    monkeypatch.setattr("tritonln.ops.layer_norm.output_dtype", lambda x: torch.float32)
+    x = X.to(device, torch.bfloat16).requires_grad_()
+    w = ONES.to(device, parameters).requires_grad_()
+    y = tritonln.layer_norm(x, 4, w)
+    dy = torch.randn(2, 4, device=device)
+    y.backward(dy)
+    ref = reference.layer_norm_gradients(x, (4,), w, None, 1e-5, dy)
+    assert y.dtype == torch.float32
+    for name, out in (("y", y.detach()), ("dx", x.grad), ("dw", w.grad)):
+        assert out is not None
+        assert_close(name, out, ref[name], 2 if name == "dw" else 1, scale=float(dy.abs().max()))
+    assert x.grad is not None
+    assert x.grad.dtype == torch.bfloat16
+
+
+def test_mixed_dtypes_pass_under_a_gpu_s_autocast(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    monkeypatch.setattr(contract, "autocasts", lambda x: True)
+    monkeypatch.setattr("tritonln.ops.layer_norm.output_dtype", contract.output_dtype)
+    x, w = X.to(device), ONES.to(device, torch.bfloat16)
+    y = tritonln.layer_norm(x, 4, w)
+    assert y.dtype == torch.float32
+    torch.testing.assert_close(y, F.layer_norm(x, (4,)))
+
+
+def in_a_process(code: str, interpret: str = "0") -> str:
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**__import__("os").environ, "TRITON_INTERPRET": interpret},
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_importing_loads_no_triton_and_asks_no_device() -> None:
+    code = (
+        "import torch, sys, time; t = time.perf_counter(); import tritonln; s = time.perf_counter() - t;"
+        "print('triton' in sys.modules, torch.cuda.is_initialized(), s)"
+    )
+    triton, initialized, seconds = in_a_process(code).split()
+    assert (triton, initialized) == ("False", "False")
+    assert float(seconds) < 0.5  # the figure is the benchmark's; this only catches a heavy import
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU is not the device of last resort here")
+def test_cpu_tensors_take_aten_without_the_interpreter() -> None:
+    code = (
+        "import torch, tritonln; import torch.nn.functional as F;"
+        "x, w, b = torch.randn(3, 8, requires_grad=True), torch.randn(8), torch.randn(8);"
+        "y = tritonln.layer_norm(x, 8, w, b); print(y.equal(F.layer_norm(x, (8,), w, b)), y.grad_fn.name());"
+        "h = tritonln.layer_norm(x.bfloat16(), 8, w, b.bfloat16()); print(h.dtype)"
+    )
+    assert in_a_process(code).split() == ["True", "NativeLayerNormBackward0", "torch.bfloat16"]

@@ -1,0 +1,113 @@
+"""torch.compile, torch.export, opcheck: what looks on symbolically sees one custom op."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+import tritonln
+from tritonln.ops.layer_norm import layer_norm_backward_op, layer_norm_op
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+
+
+def leaves(*shape: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
+    torch.manual_seed(0)
+    N = shape[-1]
+    return (
+        torch.randn(shape, dtype=dtype).requires_grad_(),
+        torch.randn(N, requires_grad=True),
+        torch.randn(N, requires_grad=True),
+    )
+
+
+def results(f, x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    y = f(x, (x.shape[-1],), w, b)
+    return [y, *torch.autograd.grad(y, (x, w, b), torch.ones_like(y).cumsum(-1))]
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_gives_the_bits_of_eager(backend: str) -> None:
+    compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend=backend)
+    for out, ref in zip(results(compiled, *leaves(5, 24)), results(tritonln.layer_norm, *leaves(5, 24))):
+        assert out.equal(ref)
+
+
+def test_compiled_without_gradients_or_parameters() -> None:
+    compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend="aot_eager")
+    x = leaves(5, 24)[0].detach()
+    assert compiled(x, 24).equal(tritonln.layer_norm(x, 24))
+    with torch.no_grad():
+        assert compiled(x.requires_grad_(), 24).equal(tritonln.layer_norm(x, 24))
+
+
+def test_row_counts_do_not_recompile() -> None:
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    compiled = torch.compile(lambda x, w: tritonln.layer_norm(x, 24, w), fullgraph=True, backend=counter, dynamic=True)
+    for M in (5, 6, 9, 17):
+        x, w, _ = leaves(M, 24)
+        assert compiled(x, w).equal(tritonln.layer_norm(x, 24, w))
+    assert counter.frame_count == 1
+
+
+def test_graph_holds_one_op() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = tritonln.nn.LayerNorm(24)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x)
+
+    x = torch.randn(5, 24)
+    exported = torch.export.export(Net(), (x,), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    ops = [n.target for n in exported.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+    assert ops == [torch.ops.tritonln.layer_norm.default]
+    more = torch.randn(11, 24)
+    torch.testing.assert_close(exported.module()(more), F.layer_norm(more, (24,)))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "bias"), list(itertools.product([torch.float32, torch.bfloat16], [True, False], [True, False]))
+)
+def test_opcheck(dtype: torch.dtype, weight: bool, bias: bool) -> None:
+    x, w, b = leaves(5, 24, dtype=dtype)
+    p, q = (w if weight else None), (b if bias else None)
+    torch.library.opcheck(layer_norm_op, (x, 24, p, q, 1e-5, dtype, True))
+    torch.library.opcheck(layer_norm_op, (x.detach(), 24, p, q, 1e-5, dtype, False))
+    stats = torch.stack([torch.zeros(5), torch.ones(5)], 1)
+    args = (torch.randn(5, 24).to(dtype), x, 24, p, q, stats, [True, weight, bias])
+    torch.library.opcheck(layer_norm_backward_op, args, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_fake_tensors() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x = torch.empty(5, 24, dtype=torch.bfloat16, requires_grad=True)
+        y = tritonln.layer_norm(x, 24, torch.ones(24))
+        (dx,) = torch.autograd.grad(y.float().sum(), x)
+    assert y.shape == dx.shape == x.shape
+    assert y.dtype == dx.dtype == torch.bfloat16
+
+
+def test_strided_and_frozen() -> None:
+    compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend="aot_eager")
+    x = torch.randn(24, 5).t().requires_grad_()
+    w = torch.randn(24)
+    y = compiled(x, 24, w)
+    assert y.equal(tritonln.layer_norm(x, 24, w))
+    assert torch.autograd.grad(y.square().sum(), x)[0].equal(
+        torch.autograd.grad(tritonln.layer_norm(x, 24, w).square().sum(), x)[0]
+    )
+
+
+def test_the_errors_are_torch_s() -> None:
+    compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend="aot_eager")
+    with pytest.raises(Exception, match="expected input with shape"):
+        compiled(torch.randn(2, 4), 5)

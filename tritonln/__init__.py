@@ -1,0 +1,7 @@
+"""LayerNorm and its family as hand-written Triton kernels for PyTorch."""
+
+from tritonln import nn
+from tritonln.ops.layer_norm import layer_norm
+from tritonln.version import __version__
+
+__all__ = ["__version__", "layer_norm", "nn"]

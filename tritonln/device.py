@@ -1,0 +1,131 @@
+"""Which devices Triton drives here, and what is known of each.
+
+Nothing is asked of a driver before the first call that needs it, so importing tritonln
+touches no GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: a key of every launch
+class Device:
+    """A GPU as configurations and the inspector see it.  Sizes in bytes, bandwidth in bytes a second."""
+
+    name: str
+    backend: str  # "cuda", "hip", ...: Triton's word
+    arch: int | str  # 90, "gfx942": Triton's word
+    multiprocessors: int
+    shared_memory: int  # that one program may use
+    shared_memory_total: int  # of a multiprocessor
+    threads: int  # that a multiprocessor holds
+    programs: int  # that a multiprocessor holds
+    bandwidth: float
+    warp_size: int = 32
+
+
+# Limits: CUDA programming guide, table "technical specifications per compute capability"; CDNA3 and
+# CDNA4 instruction set guides.  Bandwidth and multiprocessors: the vendors' data sheets.
+TARGETS = {
+    "sm_80": Device("A100-SXM4-80GB", "cuda", 80, 108, 166_912, 167_936, 2048, 32, 2.039e12),
+    "sm_86": Device("RTX 3090", "cuda", 86, 82, 101_376, 102_400, 1536, 16, 0.936e12),
+    "sm_89": Device("RTX 4090", "cuda", 89, 128, 101_376, 102_400, 1536, 24, 1.008e12),
+    "sm_90": Device("H100-SXM5-80GB", "cuda", 90, 132, 232_448, 233_472, 2048, 32, 3.35e12),
+    "sm_100": Device("B200", "cuda", 100, 148, 232_448, 233_472, 2048, 32, 7.7e12),
+    "sm_120": Device("RTX 5090", "cuda", 120, 170, 101_376, 102_400, 1536, 24, 1.792e12),
+    "gfx942": Device("MI300X", "hip", "gfx942", 304, 65_536, 65_536, 2048, 32, 5.3e12, 64),
+    "gfx950": Device("MI355X", "hip", "gfx950", 256, 163_840, 163_840, 2048, 32, 8.0e12, 64),
+}
+
+_pretended: Device | None = None
+
+
+@contextlib.contextmanager
+def pretend(device: Device) -> Iterator[None]:
+    """Inside, every torch device has the facts of `device`: what would be launched there?"""
+    global _pretended
+    before, _pretended = _pretended, device
+    try:
+        yield
+    finally:
+        _pretended = before
+
+
+def facts(device: torch.device) -> Device:
+    """What configurations need to know of a device.  The interpreter plays an H100."""
+    return _pretended or _facts(device)
+
+
+@functools.cache
+def _facts(device: torch.device) -> Device:
+    if interpreting():
+        return TARGETS["sm_90"]
+    from triton.runtime import driver
+
+    target = driver.active.get_current_target()
+    known = TARGETS.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch), TARGETS["sm_80"])
+    properties = driver.active.utils.get_device_properties(device.index or 0)
+    return dataclasses.replace(
+        known,
+        name=torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else known.name,
+        backend=target.backend,
+        arch=target.arch,
+        warp_size=target.warp_size,
+        multiprocessors=properties.get("multiprocessor_count", known.multiprocessors),
+        shared_memory=properties.get("max_shared_mem", known.shared_memory),
+    )
+
+
+@functools.cache
+def interpreting() -> bool:
+    """Whether kernels run in Triton's interpreter, that is, TRITON_INTERPRET=1 when they were imported."""
+    from triton.runtime.interpreter import InterpretedFunction
+
+    from tritonln.kernels.row import row_sum
+
+    return isinstance(row_sum, InterpretedFunction)
+
+
+@functools.cache
+def triton_device_type() -> str | None:
+    """The type of the tensors that Triton's active driver takes; None without Triton or a driver."""
+    try:
+        from triton.runtime import driver
+
+        return driver.active.get_active_torch_device().type
+    except (ImportError, RuntimeError):  # no Triton for this platform; no active driver
+        return None
+
+
+@functools.cache
+def runs_triton(device_type: str) -> bool:
+    """Whether tensors of this device type go through the Triton kernels, else through ATen.
+
+    Raises RuntimeError for a device that neither serves.
+    """
+    if device_type == triton_device_type():
+        return True
+    if device_type == "cpu":
+        try:
+            return interpreting()
+        except ImportError:
+            return False
+    if device_type == "meta":
+        return False
+    raise RuntimeError(
+        f"tritonln has no kernels for device type '{device_type}': expected the device type of Triton's "
+        f"active driver ({triton_device_type()}) or 'cpu'"
+    )
+
+
+def guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Makes `device` the current one for a launch, as the tensor's device need not be."""
+    if device.type in ("cpu", "meta") or device.index == torch.accelerator.current_device_index():
+        return contextlib.nullcontext()
+    return torch.get_device_module(device).device(device.index)

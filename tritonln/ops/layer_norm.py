@@ -1,0 +1,297 @@
+"""layer_norm: the contract, the Triton launches, autograd, and the custom op for traced code."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tritonln.device import Device, facts, guard, runs_triton
+from tritonln.ops.contract import check, contiguous, contiguous_rows, needs_grad, output_dtype, traced, transformed
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    r"""Layer normalization over the trailing dimensions, as :func:`torch.nn.functional.layer_norm`.
+
+    .. math:: y = \frac{x - \mathrm E[x]}{\sqrt{\mathrm{Var}[x] + \epsilon}} \, w + b
+
+    with the mean and the biased variance of each row, a row being the ``N`` values of the trailing
+    dimensions ``normalized_shape``.
+
+    Args:
+        x: ``(*, *normalized_shape)``; fp32, fp16, bf16 or fp64.  Rows may be strided; values that
+            are not contiguous within a row are copied once.
+        normalized_shape: the trailing dimensions, an int for one.
+        weight, bias: of shape ``normalized_shape``, each optional; in ``x``'s dtype, or in fp32 for
+            a 16-bit ``x``.
+        eps: added to the variance.
+
+    Returns:
+        A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever
+        ``F.layer_norm`` gives fp32).  Statistics, products and the sums of the gradients are fp32,
+        and fp64 for fp64 ``x``; each gradient has the dtype of its input.  Saved for backward: the
+        arguments and 8 bytes a row (16 for fp64); nothing where no gradient is asked for.
+
+    A row's result and its ``x`` gradient do not depend on the other rows, and the same inputs give
+    the same bits on every run.  Can be differentiated twice; the second derivative runs in ATen.
+
+    Raises:
+        RuntimeError, TypeError, NotImplementedError: as ``F.layer_norm`` for shapes and dtypes that
+            do not fit; RuntimeError for arguments on different devices, or on a device that neither
+            Triton nor the CPU serves.
+
+    Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), equations 3 and 4.
+    """
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+    N, eps = check(x, shape, weight, bias, eps)
+    if transformed():
+        return _aten(x, shape, weight, bias, eps)
+    save = needs_grad(x, weight, bias)
+    if traced(x):
+        return layer_norm_op(x, N, weight, bias, eps, output_dtype(x), save)[0]
+    if not runs_triton(x.device.type):
+        return _aten(x, shape, weight, bias, eps)
+    if save:
+        return _LayerNorm.apply(x, N, weight, bias, eps)
+    return _forward(x, N, weight, bias, eps, output_dtype(x), save=False)[0]
+
+
+# ---- launches -------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """The launch of a kernel, and how its programs divide the rows."""
+
+    launch: Any
+    rows_per_program: int
+    programs: int  # of a persistent kernel, which then walks the rows; 0: one for every tile
+
+    def count(self, M: int) -> int:
+        tiles = -(-M // self.rows_per_program)
+        return min(tiles, self.programs) if self.programs else tiles
+
+
+@functools.cache
+def forward_plan(N: int, x_dtype: torch.dtype, device: Device) -> Plan:
+    from tritonln.kernels.layer_norm import layer_norm_fwd
+    from tritonln.kernels.layer_norm_wide import layer_norm_wide_fwd
+    from tritonln.launch import Launch
+    from tritonln.tuning import config
+
+    c = config.forward(N, x_dtype.itemsize, device)
+    if c.block_n >= N:
+        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), c.num_warps), c.block_m, 0)
+    return Plan(Launch(layer_norm_wide_fwd, (N, c.block_n, c.stages), c.num_warps), 1, 0)
+
+
+@functools.cache
+def backward_plan(N: int, x_dtype: torch.dtype, device: Device) -> tuple[Plan, Plan]:
+    """The plans of the gradient kernel and of the sum of its partial sums (over columns, not rows)."""
+    from tritonln.kernels.column_sum import column_sum
+    from tritonln.kernels.layer_norm import layer_norm_bwd
+    from tritonln.kernels.layer_norm_wide import layer_norm_wide_bwd
+    from tritonln.launch import Launch
+    from tritonln.tuning import config
+
+    c = config.backward(N, x_dtype.itemsize, device)
+    kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
+    launch = Launch(kernel, (N, c.block_m, c.block_n, c.stages), c.num_warps)
+    s = config.column_sum(N)
+    return (
+        Plan(launch, c.block_m, c.programs * device.multiprocessors),
+        Plan(Launch(column_sum, (N, s.block_m, s.block_n), s.num_warps), s.block_n, 0),
+    )
+
+
+def _stats_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _forward(
+    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(y, stats); stats are the (M, 2) means and reciprocal standard deviations, None unless saved."""
+    M = x.numel() // N if N else 0
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    stats = torch.empty((M, 2), dtype=_stats_dtype(x), device=x.device) if save else None
+    if M:
+        rows, stride = contiguous_rows(x, N)
+        weight, bias = contiguous(weight), contiguous(bias)
+        plan = forward_plan(N, x.dtype, facts(x.device))
+        with guard(x.device):
+            plan.launch(plan.count(M), rows, weight, bias, y, stats, stride, M, eps)
+    return y, stats
+
+
+def _backward(
+    dy: Tensor,
+    x: Tensor,
+    N: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias, each None unless needed."""
+    M = stats.shape[0]
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
+    if not M:
+        dw, db = (None if p is None or not n else torch.zeros_like(p) for p, n in zip((weight, bias), needs[1:]))
+        return dx, dw, db
+    dw = torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if weight is not None and needs[1] else None
+    db = torch.empty(bias.shape, dtype=bias.dtype, device=x.device) if bias is not None and needs[2] else None
+    rows, stride_x = contiguous_rows(x, N)
+    dy_rows, stride_dy = contiguous_rows(dy, N)
+    gradients, sums = backward_plan(N, x.dtype, facts(x.device))
+    P = gradients.count(M)
+    wanted = (dw is not None) + (db is not None)
+    partial = torch.empty((wanted, P, N), dtype=stats.dtype, device=x.device) if wanted else None
+    dw_partial = partial[0] if partial is not None and dw is not None else None
+    db_partial = partial[-1] if partial is not None and db is not None else None
+    with guard(x.device):
+        gradients.launch(
+            P, dy_rows, rows, contiguous(weight), stats, dx, dw_partial, db_partial, stride_dy, stride_x, M
+        )
+        if partial is not None:
+            sums.launch(sums.count(N), dw_partial, db_partial, dw, db, P)
+    return dx, dw, db
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        y, stats = _forward(x, N, weight, bias, eps, output_dtype(x), save=True)
+        ctx.save_for_backward(x, weight, bias, stats)
+        ctx.N = N
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, stats = ctx.saved_tensors
+        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+        compute = _backward_aten if torch.is_grad_enabled() else _backward
+        dx, dw, db = compute(dy, x, ctx.N, weight, bias, stats, needs)
+        return dx, None, dw, db, None
+
+
+# ---- ATen -----------------------------------------------------------------------------------
+
+
+def _aten(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    if weight is not None and bias is not None and weight.dtype != bias.dtype:
+        weight, bias = weight.float(), bias.float()  # ATen wants the two alike
+    return F.layer_norm(x, shape, weight, bias, eps)
+
+
+def _backward_aten(
+    dy: Tensor,
+    x: Tensor,
+    N: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """As _backward, in ATen's operator, which can itself be differentiated."""
+    dtype = stats.dtype
+
+    def row(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.reshape(N).to(dtype)
+
+    mean, rstd = stats.T.contiguous().unsqueeze(2)  # ATen reads them by their addresses
+    mask = [needs[0], needs[1] and weight is not None, needs[2] and bias is not None]
+    gradients = torch.ops.aten.native_layer_norm_backward(
+        dy.reshape(-1, N).to(dtype), x.reshape(-1, N).to(dtype), [N], mean, rstd, row(weight), row(bias), mask
+    )
+    inputs = (x, weight, bias)
+    dx, dw, db = (
+        g.reshape(t.shape).to(t.dtype) if wanted and t is not None else None
+        for g, t, wanted in zip(gradients, inputs, mask)
+    )
+    return dx, dw, db
+
+
+# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
+
+
+@torch.library.custom_op("tritonln::layer_norm", mutates_args=())
+def layer_norm_op(
+    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
+) -> tuple[Tensor, Tensor]:
+    if runs_triton(x.device.type):
+        y, stats = _forward(x, N, weight, bias, eps, dtype, save)
+    else:
+        y, stats = _forward_aten(x, N, weight, bias, eps, save)
+    return y, _empty_stats(x) if stats is None else stats
+
+
+def _forward_aten(
+    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, save: bool
+) -> tuple[Tensor, Tensor | None]:
+    rows = x.reshape(x.numel() // N if N else 0, N)
+    weight, bias = (None if p is None else p.reshape(N) for p in (weight, bias))
+    y = _aten(rows, (N,), weight, bias, eps).reshape(x.shape)
+    if not save:
+        return y, None
+    _, mean, rstd = torch.native_layer_norm(rows.to(_stats_dtype(x)), (N,), None, None, eps)
+    return y, torch.cat([mean, rstd], 1)
+
+
+def _empty_stats(x: Tensor) -> Tensor:
+    return torch.empty((0, 2), dtype=_stats_dtype(x), device=x.device)
+
+
+@layer_norm_op.register_fake
+def _(
+    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
+) -> tuple[Tensor, Tensor]:
+    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    if not save:
+        return y, _empty_stats(x)
+    return y, torch.empty((x.numel() // N if N else 0, 2), dtype=_stats_dtype(x), device=x.device)
+
+
+@torch.library.custom_op("tritonln::layer_norm_backward", mutates_args=())
+def layer_norm_backward_op(
+    dy: Tensor, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, stats: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    compute = _backward if runs_triton(x.device.type) else _backward_aten
+    dx, dw, db = compute(dy, x, N, weight, bias, stats, needs)
+    return tuple(x.new_empty(0) if g is None else g for g in (dx, dw, db))  # type: ignore[return-value]
+
+
+@layer_norm_backward_op.register_fake
+def _(
+    dy: Tensor, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, stats: Tensor, needs: Sequence[bool]
+) -> tuple[Tensor, Tensor, Tensor]:
+    return tuple(  # type: ignore[return-value]
+        torch.empty(t.shape, dtype=t.dtype, device=t.device) if t is not None and needed else x.new_empty(0)
+        for t, needed in zip((x, weight, bias), needs)
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.N, weight, bias, *_ = inputs
+    ctx.save_for_backward(x, weight, bias, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _op_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    x, weight, bias, stats = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+    gradients = layer_norm_backward_op(dy, x, ctx.N, weight, bias, stats, wanted)
+    dx, dw, db = (g if w else None for g, w in zip(gradients, wanted))
+    return dx, None, dw, db, None, None, None
+
+
+layer_norm_op.register_autograd(_op_backward, setup_context=_setup_context)

@@ -1,0 +1,64 @@
+"""The oracle of every operator in plain torch.  Tests and benchmarks use it, operators never do."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def layer_norm(
+    x: Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Layer normalization in the dtype of x: equations 3 and 4 of arXiv 1607.06450, as written there."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    centered = x - x.mean(dims, keepdim=True)
+    y = centered / torch.sqrt(centered.square().mean(dims, keepdim=True) + eps)
+    if weight is not None:
+        y = y * weight
+    if bias is not None:
+        y = y + bias
+    return y
+
+
+def layer_norm_gradients(
+    x: Tensor,
+    normalized_shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dy: Tensor,
+) -> dict[str, Tensor]:
+    """y and the gradients dx, dw, db in fp64, on the values that the arguments really hold."""
+    leaves = {
+        name: t.detach().double().requires_grad_()
+        for name, t in (("dx", x), ("dw", weight), ("db", bias))
+        if t is not None
+    }
+    y = layer_norm(leaves["dx"], normalized_shape, leaves.get("dw"), leaves.get("db"), eps)
+    gradients = torch.autograd.grad(y, list(leaves.values()), dy.double())
+    return {"y": y.detach(), **dict(zip(leaves, gradients))}
+
+
+def dx_scale(x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, eps: float, dy: Tensor) -> float:
+    """rms(rstd w dy): the size of the terms whose difference dx is.
+
+    dx itself can be as small as one likes: it is zero but for eps where a row has two values, and
+    zero for the gradient of a plain sum.
+    """
+    dx_hat = dy.double() if weight is None else dy.double() * weight.double()
+    rows = x.detach().double().reshape(-1, math.prod(normalized_shape))
+    rstd = (rows.var(1, correction=0, keepdim=True) + eps).rsqrt()
+    return float((dx_hat.reshape(rows.shape) * rstd).square().mean().sqrt()) if rows.numel() else 0.0
+
+
+def condition(x: Tensor, normalized_shape: tuple[int, ...], eps: float) -> float:
+    """max(1, |mean| rstd) over the rows: how far the rounding of x's mean is magnified."""
+    rows = x.detach().double().reshape(-1, math.prod(normalized_shape))
+    rstd = (rows.var(1, correction=0) + eps).rsqrt()
+    return max([1.0, *(rows.mean(1).abs() * rstd).tolist()])
