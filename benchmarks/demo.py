@@ -20,7 +20,7 @@ from torch import Tensor
 import tritonln
 from tests.tolerance import error
 from tritonln import reference
-from tritonln.device import facts, interpreting, runs_triton, triton_device_type
+from tritonln.device import interpreting, kernels_on, runs_triton, triton_device_type
 
 HIDDEN, STEPS, BATCH = 256, 30, 64
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -130,9 +130,9 @@ def main() -> None:
         f"loss on the digits: {before:.2f} before, {after:.2f} after {STEPS} steps through tritonln.nn.LayerNorm"
     )
     console.print(table)
-    if timed is not None:
+    if timed is not None and (known := kernels_on(device)) is not None:
         console.print(timed)
-        console.print(f"Ran on {facts(device).name}: Triton's kernels, compiled for it and timed there.")
+        console.print(f"Ran on {known.name}: Triton's kernels, compiled for it and timed there.")
     elif compiled:
         console.print("compiled for H100 (sm_90), bf16 with fp32 weight and bias:")
         console.print(compiled, soft_wrap=True, highlight=False)

@@ -374,9 +374,11 @@ def test_programs_follow_the_device_and_not_the_batch() -> None:
     from tritonln.device import TARGETS
     from tritonln.ops.layer_norm import backward_plan, forward_plan
 
-    for plan in (forward_plan(1024, BF16, TARGETS["sm_90"]), backward_plan(1024, BF16, TARGETS["sm_90"])[0]):
-        assert plan.launch.constants[1:3] == (plan.rows_per_program, 1024)
-    assert backward_plan(1024, BF16, TARGETS["sm_90"])[0].count(10**6) == 132
+    forward = forward_plan(1024, BF16, BF16, F32, F32, True, TARGETS["sm_90"])
+    backward, _ = backward_plan(1024, BF16, BF16, F32, F32, (True, True, True), TARGETS["sm_90"])
+    assert forward.count(10**6) * forward.rows_per_program == 10**6
+    assert backward.count(10**6) == 132
+    assert backward.count(1) == 1
 
 
 # ---- launches ----------------------------------------------------------------------------------
@@ -389,9 +391,9 @@ def test_launches(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device)
     launched: list[str] = []
     real = Launch.__call__
 
-    def counting(self: Launch, programs: int, *args: object) -> None:
+    def counting(self: Launch, *args: object) -> None:
         launched.append(self.kernel.__name__)
-        real(self, programs, *args)
+        real(self, *args)
 
     monkeypatch.setattr(Launch, "__call__", counting)
     x, w, b, dy = problem(3, N, BF16, device, parameters=F32)

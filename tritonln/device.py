@@ -6,10 +6,8 @@ touches no GPU.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator
 
 import torch
 
@@ -28,6 +26,8 @@ class Device:
     programs: int  # that a multiprocessor holds
     bandwidth: float
     warp_size: int = 32
+    type: str = "cuda"  # torch's word
+    index: int | None = None  # torch's number; None where a type has one device only
 
 
 # Limits: CUDA programming guide, table "technical specifications per compute capability"; CDNA3 and
@@ -43,29 +43,17 @@ TARGETS = {
     "gfx950": Device("MI355X", "hip", "gfx950", 256, 163_840, 163_840, 2048, 32, 8.0e12, 64),
 }
 
-_pretended: Device | None = None
-
-
-@contextlib.contextmanager
-def pretend(device: Device) -> Iterator[None]:
-    """Inside, every torch device has the facts of `device`: what would be launched there?"""
-    global _pretended
-    before, _pretended = _pretended, device
-    try:
-        yield
-    finally:
-        _pretended = before
-
-
-def facts(device: torch.device) -> Device:
-    """What configurations need to know of a device.  The interpreter plays an H100."""
-    return _pretended or _facts(device)
-
 
 @functools.cache
-def _facts(device: torch.device) -> Device:
+def kernels_on(device: torch.device) -> Device | None:
+    """What is known of a device whose tensors take the Triton kernels; None where they take ATen.
+
+    The interpreter plays an H100.  Raises RuntimeError for a device that neither serves.
+    """
+    if not runs_triton(device.type):
+        return None
     if interpreting():
-        return TARGETS["sm_90"]
+        return dataclasses.replace(TARGETS["sm_90"], type=device.type, index=device.index)
     from triton.runtime import driver
 
     target = driver.active.get_current_target()
@@ -79,6 +67,8 @@ def _facts(device: torch.device) -> Device:
         warp_size=target.warp_size,
         multiprocessors=properties.get("multiprocessor_count", known.multiprocessors),
         shared_memory=properties.get("max_shared_mem", known.shared_memory),
+        type=device.type,
+        index=device.index,
     )
 
 
@@ -122,10 +112,3 @@ def runs_triton(device_type: str) -> bool:
         f"tritonln has no kernels for device type '{device_type}': expected the device type of Triton's "
         f"active driver ({triton_device_type()}) or 'cpu'"
     )
-
-
-def guard(device: torch.device) -> contextlib.AbstractContextManager[object]:
-    """Makes `device` the current one for a launch, as the tensor's device need not be."""
-    if device.type in ("cpu", "meta") or device.index == torch.accelerator.current_device_index():
-        return contextlib.nullcontext()
-    return torch.get_device_module(device).device(device.index)

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from tritonln.device import TARGETS, Device, pretend
+from tritonln.device import TARGETS, Device
 from tritonln.launch import Recorded, recorded
 
 # A DRAM round trip under load, in seconds: an assumption, about 1.5 times the unloaded latency.
@@ -72,10 +72,11 @@ def layer_norm_launches(
         parameter_dtype = dtype
     x = torch.empty(rows, hidden, dtype=dtype, device="meta")
     weight, bias = (torch.empty(hidden, dtype=parameter_dtype, device="meta") for _ in range(2))
-    with pretend(TARGETS[target]), recorded() as calls:
-        _, stats = _forward(x, hidden, weight, bias, 1e-5, dtype, save=True)
+    device = TARGETS[target]
+    with recorded() as calls:
+        _, stats = _forward(x, hidden, weight, bias, 1e-5, dtype, True, device)
         assert stats is not None
-        _backward(torch.empty_like(x), x, hidden, weight, bias, stats, (True, True, True))
+        _backward(torch.empty_like(x), x, hidden, weight, bias, stats, (True, True, True), device)
     return calls
 
 
@@ -114,7 +115,8 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
     warps = call.launch.options["num_warps"]
     resident = min(code.resident, -(-call.programs // device.multiprocessors))
     rows, columns = constants.get("BLOCK_M", constants.get("BLOCK_P", 1)), min(constants["BLOCK_N"], hidden)
-    streams = [a for a in call.args[:2] if a.dim() > 1]  # x, dy and x, the partial sums; not weight
+    # What is read row by row: x, dy and x, or one set of partial sums at a time; not weight.
+    streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a.dim() > 1]
     tile = sum(rows * columns * s.element_size() for s in streams)
     prefetched = max(1, constants.get("STAGES", 1) - 1) if code.async_copies else 1
     return Report(

@@ -3,26 +3,116 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from unittest import mock
+
+import torch
+from torch import Tensor
+
+from tritonln.device import Device, interpreting
 
 # Contracted multiply-adds, said aloud because Triton's default is about to change.
 FP_FUSION = True
 
 
 class Launch:
-    """A kernel bound to its constants (the trailing constexpr parameters) and compile options."""
+    """A kernel bound to its constants (the trailing constexpr parameters) and compile options.
 
-    __slots__ = ("constants", "kernel", "options")
+    One object serves arguments of one kind only: the same dtypes, the same ones None, one device.
+    Its first launch on aligned tensors with contiguous rows goes through Triton's own dispatch and
+    keeps the compiled kernel; later ones of that kind go straight to the kernel's launcher with
+    plain addresses.  Everything else takes the ordinary way each time.
+    """
 
-    def __init__(self, kernel: Any, constants: tuple[int, ...], num_warps: int):
+    __slots__ = ("constants", "device", "direct", "kernel", "options")
+
+    def __init__(self, kernel: Any, constants: tuple[int, ...], device: Device, num_warps: int, num_ctas: int = 1):
+        self.device = device
         self.kernel = kernel
         self.constants = constants
-        self.options: dict[str, Any] = {"num_warps": num_warps, "enable_fp_fusion": FP_FUSION}
+        self.options: dict[str, Any] = {"num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": FP_FUSION}
+        self.direct: tuple[Any, Any, Any] | None = None  # launcher, function, metadata
 
-    def __call__(self, programs: int, *args: Any) -> None:
-        self.kernel[(programs,)](*args, *self.constants, **self.options)
+    def __call__(
+        self,
+        programs: int,
+        tensors: Sequence[Tensor | None],
+        strides: tuple[int | None, ...],
+        scalars: tuple[int | float, ...],
+    ) -> None:
+        """Launches on the stream of the tensors' device.  A stride of None stands for contiguous rows."""
+        driver = active_driver()
+        if driver is None:
+            self.ordinary(programs, tensors, strides, scalars)
+            return
+        current = driver.get_current_device()
+        if self.device.index is not None and self.device.index != current:
+            with torch.get_device_module(self.device.type).device(self.device.index):
+                self(programs, tensors, strides, scalars)
+            return
+        addresses, bits = [], 0
+        for tensor in tensors:
+            address = 0 if tensor is None else tensor.data_ptr()
+            addresses.append(address)
+            bits |= address
+        regular = not bits & 15 and not any(strides)
+        if regular and self.direct is not None and not hooked():
+            run, function, metadata = self.direct
+            stream = driver.get_current_stream(current)
+            run(
+                *(programs, 1, 1, stream, function, metadata, None, None, None),
+                *addresses, *strides, *scalars, *self.constants,
+            )  # fmt: skip
+            return
+        compiled = self.ordinary(programs, tensors, strides, scalars)
+        if regular:
+            self.direct = _direct(compiled)
+
+    def ordinary(
+        self,
+        programs: int,
+        tensors: Sequence[Tensor | None],
+        strides: tuple[int | None, ...],
+        scalars: tuple[int | float, ...],
+    ) -> Any:
+        return self.kernel[(programs,)](*tensors, *strides, *scalars, *self.constants, **self.options)
+
+
+@functools.cache
+def active_driver() -> Any:
+    """Triton's driver, or None in the interpreter, which has none."""
+    if interpreting():
+        return None
+    from triton.runtime import driver
+
+    return driver.active
+
+
+@functools.cache
+def launch_hooks() -> tuple[Any, Any]:
+    from triton import knobs
+
+    return knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
+
+
+def hooked() -> bool:
+    """Whether a profiler wants to hear of launches: then Triton's own dispatch tells it."""
+    enter, leave = launch_hooks()
+    return bool(enter.calls or leave.calls)
+
+
+def _direct(compiled: Any) -> tuple[Any, Any, Any] | None:
+    """The parts of a CompiledKernel that a launch needs; None on a Triton whose objects are not those known."""
+    import triton
+
+    try:
+        known = triton.__version__.startswith("3.") and compiled.metadata.target.backend in ("cuda", "hip")
+        hooked()
+        return (compiled.run, compiled.function, compiled.packed_metadata) if known else None
+    except AttributeError:
+        return None
 
 
 class Recorded(NamedTuple):
@@ -38,8 +128,8 @@ def recorded() -> Iterator[list[Recorded]]:
     """Inside, launches are noted instead of carried out."""
     calls: list[Recorded] = []
 
-    def note(launch: Launch, programs: int, *args: Any) -> None:
-        calls.append(Recorded(launch, programs, args))
+    def note(launch: Launch, programs: int, *groups: Sequence[Any]) -> None:
+        calls.append(Recorded(launch, programs, tuple(a for group in groups for a in group)))
 
     with mock.patch.object(Launch, "__call__", note):
         yield calls

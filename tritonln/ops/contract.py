@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -16,36 +17,42 @@ HALF = (torch.bfloat16, torch.float16)
 
 def check(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[int, float]:
     """Raises what F.layer_norm raises for arguments that do not fit.  Returns (row length, eps)."""
-    fits = (
-        isinstance(x, Tensor)
-        and isinstance(eps, (float, int, Tensor))
-        and len(shape) > 0
-        and not any(isinstance(n, float) for n in shape)
-        and tuple(x.shape[-len(shape) :]) == tuple(shape)
-        and x.dtype in DTYPES
-    )
-    for name, parameter in (("weight", weight), ("bias", bias)):
-        if parameter is None or not fits:
-            continue
-        fits = isinstance(parameter, Tensor) and parameter.shape == tuple(shape) and _dtype_fits(x, parameter)
-        if fits and parameter.device != x.device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but got {name} is on {parameter.device}, "
-                f"different from other tensors on {x.device} (when checking argument in method layer_norm)"
-            )
-    if not fits:
-        _refuse(x, shape, weight, bias, eps)
-    return math.prod(shape), float(eps)
+    try:
+        dims = tuple(shape)
+        fits = (
+            len(dims) > 0
+            and x.shape[-len(dims) :] == dims
+            and x.dtype in DTYPES
+            and (weight is None or _fits(x, dims, weight, "weight"))
+            and (bias is None or _fits(x, dims, bias, "bias"))
+            and float not in map(type, dims)  # equal to a size, but none
+        )
+        if fits and isinstance(eps, (float, int, Tensor)):
+            return math.prod(dims), float(eps)
+    except (AttributeError, TypeError):  # no tensor, no sequence
+        pass
+    _refuse(x, shape, weight, bias, eps)
 
 
-def _dtype_fits(x: Tensor, parameter: Tensor) -> bool:
-    if parameter.dtype == x.dtype or (parameter.dtype == torch.float32 and x.dtype in HALF):
+def _fits(x: Tensor, dims: tuple[int, ...], parameter: Tensor, name: str) -> bool:
+    if parameter.shape != dims or (parameter.dtype != x.dtype and not _mixes(x, parameter)):
+        return False
+    if parameter.device != x.device:
+        raise RuntimeError(
+            f"Expected all tensors to be on the same device, but got {name} is on {parameter.device}, "
+            f"different from other tensors on {x.device} (when checking argument in method layer_norm)"
+        )
+    return True
+
+
+def _mixes(x: Tensor, parameter: Tensor) -> bool:
+    """fp32 parameters of a 16-bit x; all but fp64 where autocast would cast them to fp32 anyway."""
+    if parameter.dtype == torch.float32 and x.dtype in HALF:
         return True
-    # Autocast would cast all of them to fp32; the kernels read them as they are.
-    return autocasts(x) and parameter.dtype in (torch.float32, *HALF)
+    return autocasts(x, x.device.type) and parameter.dtype in (torch.float32, *HALF)
 
 
-def _refuse(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
+def _refuse(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> NoReturn:
     F.layer_norm(x, shape, weight, bias, eps)  # type: ignore[arg-type]
     # torch took it, so it is a mixture of dtypes that only some of its backends know.
     dtypes = [getattr(t, "dtype", None) for t in (x, weight, bias)]
@@ -55,18 +62,19 @@ def _refuse(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor
     )
 
 
-def autocasts(x: Tensor) -> bool:
+def autocasts(x: Tensor, device_type: str) -> bool:
     """Whether autocast is on and runs layer_norm in fp32, as it does everywhere but on the CPU."""
-    kind = x.device.type
-    return kind not in ("cpu", "meta") and torch.is_autocast_enabled(kind) and x.dtype != torch.float64
+    return torch.is_autocast_enabled(device_type) and device_type != "cpu" and x.dtype != torch.float64
 
 
-def output_dtype(x: Tensor) -> torch.dtype:
-    return torch.float32 if autocasts(x) else x.dtype
+def output_dtype(x: Tensor, device_type: str) -> torch.dtype:
+    return torch.float32 if autocasts(x, device_type) else x.dtype
 
 
-def needs_grad(*tensors: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+def needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and (
+        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
+    )
 
 
 def traced(x: Tensor) -> bool:
@@ -81,6 +89,17 @@ def transformed() -> bool:
 
 def contiguous(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
+
+
+def dtype_of(t: Tensor | None) -> torch.dtype | None:
+    return None if t is None else t.dtype
+
+
+def empty_like(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """Contiguous and uninitialized, of t's shape."""
+    if t.dtype == dtype and t.is_contiguous():
+        return torch.empty_like(t)  # the cheapest of torch's ways to a tensor
+    return torch.empty(t.shape, dtype=dtype, device=t.device)
 
 
 def contiguous_rows(t: Tensor, N: int) -> tuple[Tensor, int | None]:

@@ -10,8 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.device import Device, facts, guard, runs_triton
-from tritonln.ops.contract import check, contiguous, contiguous_rows, needs_grad, output_dtype, traced, transformed
+from tritonln.device import Device, kernels_on
+from tritonln.ops.contract import (
+    check,
+    contiguous,
+    contiguous_rows,
+    dtype_of,
+    empty_like,
+    needs_grad,
+    output_dtype,
+    traced,
+    transformed,
+)
 
 
 def layer_norm(
@@ -58,12 +68,13 @@ def layer_norm(
         return _aten(x, shape, weight, bias, eps)
     save = needs_grad(x, weight, bias)
     if traced(x):
-        return layer_norm_op(x, N, weight, bias, eps, output_dtype(x), save)[0]
-    if not runs_triton(x.device.type):
+        return layer_norm_op(x, N, weight, bias, eps, output_dtype(x, x.device.type), save)[0]
+    device = kernels_on(x.device)
+    if device is None:
         return _aten(x, shape, weight, bias, eps)
     if save:
-        return _LayerNorm.apply(x, N, weight, bias, eps)
-    return _forward(x, N, weight, bias, eps, output_dtype(x), save=False)[0]
+        return _apply(x, weight, bias, N, eps, device)
+    return _forward(x, N, weight, bias, eps, output_dtype(x, device.type), False, device)[0]
 
 
 # ---- launches -------------------------------------------------------------------------------
@@ -82,20 +93,37 @@ class Plan(NamedTuple):
 
 
 @functools.cache
-def forward_plan(N: int, x_dtype: torch.dtype, device: Device) -> Plan:
+def forward_plan(
+    N: int,
+    x: torch.dtype,
+    y: torch.dtype,
+    weight: torch.dtype | None,
+    bias: torch.dtype | None,
+    save: bool,
+    device: Device,
+) -> Plan:
+    """For tensors of these dtypes; None where there is none."""
     from tritonln.kernels.layer_norm import layer_norm_fwd
     from tritonln.kernels.layer_norm_wide import layer_norm_wide_fwd
     from tritonln.launch import Launch
     from tritonln.tuning import config
 
-    c = config.forward(N, x_dtype.itemsize, device)
+    c = config.forward(N, x.itemsize, device)
     if c.block_n >= N:
-        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), c.num_warps), c.block_m, 0)
-    return Plan(Launch(layer_norm_wide_fwd, (N, c.block_n, c.stages), c.num_warps), 1, 0)
+        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
+    return Plan(Launch(layer_norm_wide_fwd, (N, c.block_n, c.stages), device, c.num_warps), 1, 0)
 
 
 @functools.cache
-def backward_plan(N: int, x_dtype: torch.dtype, device: Device) -> tuple[Plan, Plan]:
+def backward_plan(
+    N: int,
+    x: torch.dtype,
+    dy: torch.dtype,
+    weight: torch.dtype | None,
+    bias: torch.dtype | None,
+    needs: tuple[bool, bool, bool],
+    device: Device,
+) -> tuple[Plan, Plan]:
     """The plans of the gradient kernel and of the sum of its partial sums (over columns, not rows)."""
     from tritonln.kernels.column_sum import column_sum
     from tritonln.kernels.layer_norm import layer_norm_bwd
@@ -103,13 +131,13 @@ def backward_plan(N: int, x_dtype: torch.dtype, device: Device) -> tuple[Plan, P
     from tritonln.launch import Launch
     from tritonln.tuning import config
 
-    c = config.backward(N, x_dtype.itemsize, device)
+    c = config.backward(N, x.itemsize, device)
     kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
-    launch = Launch(kernel, (N, c.block_m, c.block_n, c.stages), c.num_warps)
+    launch = Launch(kernel, (N, c.block_m, c.block_n, c.stages), device, c.num_warps)
     s = config.column_sum(N)
     return (
         Plan(launch, c.block_m, c.programs * device.multiprocessors),
-        Plan(Launch(column_sum, (N, s.block_m, s.block_n), s.num_warps), s.block_n, 0),
+        Plan(Launch(column_sum, (N, s.block_m, s.block_n), device, s.num_warps), s.block_n, 0),
     )
 
 
@@ -118,18 +146,23 @@ def _stats_dtype(x: Tensor) -> torch.dtype:
 
 
 def _forward(
-    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
+    x: Tensor,
+    N: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    dtype: torch.dtype,
+    save: bool,
+    device: Device,
 ) -> tuple[Tensor, Tensor | None]:
     """(y, stats); stats are the (M, 2) means and reciprocal standard deviations, None unless saved."""
     M = x.numel() // N if N else 0
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
+    y = empty_like(x, dtype)
     stats = torch.empty((M, 2), dtype=_stats_dtype(x), device=x.device) if save else None
     if M:
+        plan = forward_plan(N, x.dtype, dtype, dtype_of(weight), dtype_of(bias), save, device)
         rows, stride = contiguous_rows(x, N)
-        weight, bias = contiguous(weight), contiguous(bias)
-        plan = forward_plan(N, x.dtype, facts(x.device))
-        with guard(x.device):
-            plan.launch(plan.count(M), rows, weight, bias, y, stats, stride, M, eps)
+        plan.launch(plan.count(M), (rows, contiguous(weight), contiguous(bias), y, stats), (stride,), (M, eps))
     return y, stats
 
 
@@ -140,48 +173,53 @@ def _backward(
     weight: Tensor | None,
     bias: Tensor | None,
     stats: Tensor,
-    needs: Sequence[bool],
+    needs: tuple[bool, bool, bool],
+    device: Device,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias, each None unless needed."""
     M = stats.shape[0]
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if needs[0] else None
+    dx = empty_like(x, x.dtype) if needs[0] else None
+    new = torch.empty_like if M else torch.zeros_like
+    dw = new(weight.contiguous()) if weight is not None and needs[1] else None
+    db = new(bias.contiguous()) if bias is not None and needs[2] else None
     if not M:
-        dw, db = (None if p is None or not n else torch.zeros_like(p) for p, n in zip((weight, bias), needs[1:]))
         return dx, dw, db
-    dw = torch.empty(weight.shape, dtype=weight.dtype, device=x.device) if weight is not None and needs[1] else None
-    db = torch.empty(bias.shape, dtype=bias.dtype, device=x.device) if bias is not None and needs[2] else None
+    gradients, sums = backward_plan(N, x.dtype, dy.dtype, dtype_of(weight), dtype_of(bias), needs, device)
+    P = gradients.count(M)
+    dw_partial = None if dw is None else stats.new_empty((P, N))
+    db_partial = None if db is None else stats.new_empty((P, N))
     rows, stride_x = contiguous_rows(x, N)
     dy_rows, stride_dy = contiguous_rows(dy, N)
-    gradients, sums = backward_plan(N, x.dtype, facts(x.device))
-    P = gradients.count(M)
-    wanted = (dw is not None) + (db is not None)
-    partial = torch.empty((wanted, P, N), dtype=stats.dtype, device=x.device) if wanted else None
-    dw_partial = partial[0] if partial is not None and dw is not None else None
-    db_partial = partial[-1] if partial is not None and db is not None else None
-    with guard(x.device):
-        gradients.launch(
-            P, dy_rows, rows, contiguous(weight), stats, dx, dw_partial, db_partial, stride_dy, stride_x, M
-        )
-        if partial is not None:
-            sums.launch(sums.count(N), dw_partial, db_partial, dw, db, P)
+    tensors = (dy_rows, rows, contiguous(weight), stats, dx, dw_partial, db_partial)
+    gradients.launch(P, tensors, (stride_dy, stride_x), (M,))
+    if dw is not None or db is not None:
+        sums.launch(sums.count(N), (dw_partial, db_partial, dw, db), (), (P,))
     return dx, dw, db
 
 
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        y, stats = _forward(x, N, weight, bias, eps, output_dtype(x), save=True)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, eps: float, device: Device
+    ) -> Tensor:
+        y, stats = _forward(x, N, weight, bias, eps, output_dtype(x, device.type), True, device)
         ctx.save_for_backward(x, weight, bias, stats)
-        ctx.N = N
+        ctx.N, ctx.device = N, device
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats = ctx.saved_tensors
-        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-        compute = _backward_aten if torch.is_grad_enabled() else _backward
-        dx, dw, db = compute(dy, x, ctx.N, weight, bias, stats, needs)
-        return dx, None, dw, db, None
+        needs = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # a graph of the backward is wanted: ATen's operator has a derivative
+            dx, dw, db = _backward_aten(dy, x, ctx.N, weight, bias, stats, needs)
+        else:
+            dx, dw, db = _backward(dy, x, ctx.N, weight, bias, stats, needs, ctx.device)
+        return dx, dw, db, None, None, None
+
+
+# Function.apply is this and a search for functorch, which layer_norm has made already.
+_apply = super(torch.autograd.Function, _LayerNorm).apply
 
 
 # ---- ATen -----------------------------------------------------------------------------------
@@ -200,7 +238,7 @@ def _backward_aten(
     weight: Tensor | None,
     bias: Tensor | None,
     stats: Tensor,
-    needs: Sequence[bool],
+    needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """As _backward, in ATen's operator, which can itself be differentiated."""
     dtype = stats.dtype
@@ -209,14 +247,13 @@ def _backward_aten(
         return None if t is None else t.reshape(N).to(dtype)
 
     mean, rstd = stats.T.contiguous().unsqueeze(2)  # ATen reads them by their addresses
-    mask = [needs[0], needs[1] and weight is not None, needs[2] and bias is not None]
     gradients = torch.ops.aten.native_layer_norm_backward(
-        dy.reshape(-1, N).to(dtype), x.reshape(-1, N).to(dtype), [N], mean, rstd, row(weight), row(bias), mask
+        dy.reshape(-1, N).to(dtype), x.reshape(-1, N).to(dtype), [N], mean, rstd, row(weight), row(bias), needs
     )
     inputs = (x, weight, bias)
     dx, dw, db = (
         g.reshape(t.shape).to(t.dtype) if wanted and t is not None else None
-        for g, t, wanted in zip(gradients, inputs, mask)
+        for g, t, wanted in zip(gradients, inputs, needs)
     )
     return dx, dw, db
 
@@ -228,10 +265,11 @@ def _backward_aten(
 def layer_norm_op(
     x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
 ) -> tuple[Tensor, Tensor]:
-    if runs_triton(x.device.type):
-        y, stats = _forward(x, N, weight, bias, eps, dtype, save)
-    else:
+    device = kernels_on(x.device)
+    if device is None:
         y, stats = _forward_aten(x, N, weight, bias, eps, save)
+    else:
+        y, stats = _forward(x, N, weight, bias, eps, dtype, save, device)
     return y, _empty_stats(x) if stats is None else stats
 
 
@@ -265,9 +303,13 @@ def _(
 def layer_norm_backward_op(
     dy: Tensor, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, stats: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    compute = _backward if runs_triton(x.device.type) else _backward_aten
-    dx, dw, db = compute(dy, x, N, weight, bias, stats, needs)
-    return tuple(x.new_empty(0) if g is None else g for g in (dx, dw, db))  # type: ignore[return-value]
+    device = kernels_on(x.device)
+    needed = needs[0], needs[1] and weight is not None, needs[2] and bias is not None
+    if device is None:
+        gradients = _backward_aten(dy, x, N, weight, bias, stats, needed)
+    else:
+        gradients = _backward(dy, x, N, weight, bias, stats, needed, device)
+    return tuple(x.new_empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
 
 
 @layer_norm_backward_op.register_fake
