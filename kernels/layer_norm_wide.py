@@ -97,7 +97,7 @@ def layer_norm_wide_bwd(
                 dx_hat *= load_upcast(weight_ptr + start + cols, cols < N - start)
             dot += dx_hat * ((x - mean) * rstd)
             total += dx_hat
-        mean_dot, mean_total = row_sum(dot) / N, row_sum(total) / N
+        dot_term, total_term = row_sum(dot) / N * rstd, row_sum(total) / N * rstd
 
     for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
         inside = in_rows & (cols < N - start)
@@ -108,7 +108,7 @@ def layer_norm_wide_bwd(
             dx_hat = dy
             if weight_ptr is not None:
                 dx_hat *= load_upcast(weight_ptr + start + cols, cols < N - start)
-            dx = (dx_hat - (x_hat * mean_dot + mean_total)) * rstd
+            dx = dx_hat * rstd - (x_hat * dot_term + total_term)
             tl.store(dx_ptr + dx_offset + start + (rows * N + cols), dx, mask=inside)
         partial = program * N + start + col
         if dw_partial_ptr is not None:

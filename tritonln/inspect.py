@@ -20,7 +20,8 @@ import torch
 from tritonln.device import TARGETS, Device
 from tritonln.launch import Recorded, recorded
 
-# A DRAM round trip under load, in seconds: an assumption, about 1.5 times the unloaded latency.
+# A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
+# (2024, arXiv 2402.13499) measured those of A100 and H100.
 LATENCY = 700e-9
 
 TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
@@ -34,17 +35,20 @@ class Report:
     target: str
     hidden: int
     constants: dict[str, int]
-    num_warps: int
+    num_warps: int  # of each thread block
+    num_ctas: int  # thread blocks that share a program: a cluster
     programs: int  # of the launch on `rows` rows
     registers: int
     spills: int
     shared: int
-    resident: int  # programs that a multiprocessor holds
+    resident: int  # thread blocks that a multiprocessor holds
     occupancy: float
     loads: dict[int, int]
     stores: dict[int, int]
     barriers: int  # in the row loop, or in all where there is none
     async_copies: int
+    cluster: int  # cluster barriers and mappings into another block's shared memory
+    bytes_per_element: float  # that must move: every tensor once, over the values of x
     instructions_per_element: float | None  # of the row loop, or of all where there is none
     in_flight: int  # bytes a multiprocessor has outstanding
     needed: int  # bytes that Little's law asks for: bandwidth * latency / multiprocessors
@@ -112,9 +116,11 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
     constants = dict(zip(names, call.launch.constants, strict=True))
     read = _read_cubin if device.backend == "cuda" else _read_amdgcn
     code = read(compiled, device)
-    warps = call.launch.options["num_warps"]
-    resident = min(code.resident, -(-call.programs // device.multiprocessors))
-    rows, columns = constants.get("BLOCK_M", constants.get("BLOCK_P", 1)), min(constants["BLOCK_N"], hidden)
+    warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
+    resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
+    # Of one thread block.
+    rows, columns = constants.get("BLOCK_M", constants.get("BLOCK_P", 1)), min(constants["BLOCK_N"], hidden) / ctas
+    tensors = [a for a in call.args if isinstance(a, torch.Tensor)]
     # What is read row by row: x, dy and x, or one set of partial sums at a time; not weight.
     streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a.dim() > 1]
     tile = sum(rows * columns * s.element_size() for s in streams)
@@ -125,6 +131,7 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
         hidden=hidden,
         constants=constants,
         num_warps=warps,
+        num_ctas=ctas,
         programs=call.programs,
         registers=code.registers,
         spills=code.spills,
@@ -135,12 +142,19 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
         stores=code.stores,
         barriers=code.barriers,
         async_copies=code.async_copies,
+        cluster=code.cluster,
+        bytes_per_element=round(sum(t.numel() * t.element_size() for t in tensors) / (call_rows(call) * hidden), 3),
         instructions_per_element=code.instructions * warps * device.warp_size / (rows * columns)
         if code.instructions
         else None,
-        in_flight=resident * prefetched * tile,
+        in_flight=round(resident * prefetched * tile),
         needed=round(device.bandwidth * LATENCY / device.multiprocessors),
     )
+
+
+def call_rows(call: Recorded) -> int:
+    """The rows of x, or of the partial sums, that a launch walks."""
+    return next(a.shape[0] for a in call.args if isinstance(a, torch.Tensor) and a.dim() > 1)
 
 
 # ---- reading machine code -----------------------------------------------------------------------
@@ -155,6 +169,7 @@ class Code:
     stores: dict[int, int]
     barriers: int
     async_copies: int
+    cluster: int
     instructions: int
 
 
@@ -186,6 +201,7 @@ def _read_cubin(compiled: Any, device: Device) -> Code:
         stores=_widths(code, ("STG",)),
         barriers=sum(o.startswith("BAR") for o in operations),
         async_copies=sum(o.startswith("LDGSTS") for _, o, _ in code),
+        cluster=sum(o.startswith(("UCGABAR", "MAPA")) for _, o, _ in code),
         instructions=sum(o != "NOP" for o in operations),
     )
 
@@ -256,6 +272,7 @@ def _read_amdgcn(compiled: Any, device: Device) -> Code:
         stores=_amd_widths(text, "store"),
         barriers=len(re.findall(r"^\s+s_barrier", text, re.M)),
         async_copies=len(re.findall(r"\blds\s*$", text, re.M)),
+        cluster=0,
         instructions=0,
     )
 
@@ -276,14 +293,14 @@ def table(reports: list[Report]) -> str:
     """Aligned columns, one kernel a line."""
     head = [
         *("kernel", "N", "tile", "warps", "regs", "spill B", "shared B", "resident", "occup."),
-        *("loads", "stores", "barriers", "async", "instr/elem", "KiB in flight", "needed"),
+        *("loads", "stores", "barriers", "async", "cluster", "B/elem", "instr/elem", "KiB in flight", "needed"),
     ]
     lines = [
         [
             r.kernel,
             str(r.hidden),
             "x".join(str(v) for k, v in r.constants.items() if k.startswith("BLOCK")),
-            str(r.num_warps),
+            f"{r.num_warps}" if r.num_ctas == 1 else f"{r.num_ctas}x{r.num_warps}",
             str(r.registers),
             str(r.spills),
             str(r.shared),
@@ -293,6 +310,8 @@ def table(reports: list[Report]) -> str:
             _counted(r.stores),
             str(r.barriers),
             str(r.async_copies),
+            str(r.cluster),
+            f"{r.bytes_per_element:.2f}",
             "-" if r.instructions_per_element is None else f"{r.instructions_per_element:.1f}",
             f"{r.in_flight / 1024:.0f}",
             f"{r.needed / 1024:.0f}",

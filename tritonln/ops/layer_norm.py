@@ -110,7 +110,7 @@ def forward_plan(
 
     c = config.forward(N, x.itemsize, device)
     if c.block_n >= N:
-        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
+        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), device, c.num_warps, c.num_ctas), c.block_m, 0)
     return Plan(Launch(layer_norm_wide_fwd, (N, c.block_n, c.stages), device, c.num_warps), 1, 0)
 
 
@@ -133,10 +133,10 @@ def backward_plan(
 
     c = config.backward(N, x.itemsize, device)
     kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
-    launch = Launch(kernel, (N, c.block_m, c.block_n, c.stages), device, c.num_warps)
+    launch = Launch(kernel, (N, c.block_m, c.block_n, c.stages), device, c.num_warps, c.num_ctas)
     s = config.column_sum(N)
     return (
-        Plan(launch, c.block_m, c.programs * device.multiprocessors),
+        Plan(launch, c.block_m, c.programs),
         Plan(Launch(column_sum, (N, s.block_m, s.block_n), device, s.num_warps), s.block_n, 0),
     )
 

@@ -1,0 +1,61 @@
+"""Whether the Triton that is installed can spread a row over a cluster of thread blocks.
+
+Triton reduces across thread blocks (`num_ctas` > 1) from 3.9 on; on earlier ones the compiler
+aborts the process.  So it is tried, once, in a process of its own, and the answer is kept in
+Triton's own cache beside what it compiled.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+import sys
+
+from tritonln.device import Device, interpreting
+
+# Larger clusters than 16 exist on no GPU; 16 needs a launch attribute that Triton sets.
+LARGEST = 16
+
+
+def largest_cluster(device: Device, wanted: int) -> int:
+    """`wanted` thread blocks to a row if the device and Triton can; else 1."""
+    # Hopper brought clusters (compute capability 9.0).  What 12.x makes of these kernels was not looked at.
+    able = device.backend == "cuda" and device.arch in (90, 100, 103)
+    return wanted if able and 1 < wanted <= LARGEST and _triton_clusters(int(device.arch)) else 1
+
+
+@functools.cache
+def _triton_clusters(arch: int) -> bool:
+    import triton
+    from triton.runtime.cache import get_cache_manager
+
+    if interpreting():
+        return False
+    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 9):
+        return False
+    cache = get_cache_manager(hashlib.sha256(f"tritonln clusters {triton.__version__} {arch}".encode()).hexdigest())
+    known = cache.get_file("clusters.txt")
+    if known is not None:
+        with open(known) as file:
+            return file.read() == "yes"
+    code = f"from tritonln.clusters import probe; probe({arch})"
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+    cache.put("yes" if answer else "no", "clusters.txt", binary=False)
+    return answer
+
+
+def probe(arch: int) -> None:
+    """Compiles forward and backward of a row over two thread blocks; dies where Triton cannot."""
+    import torch
+
+    from tritonln.device import TARGETS
+    from tritonln.inspect import compile_launch
+    from tritonln.kernels.layer_norm import layer_norm_fwd
+    from tritonln.launch import Launch, Recorded
+
+    device = next(d for d in TARGETS.values() if d.arch == arch)
+    x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
+    launch = Launch(layer_norm_fwd, (4096, 1, 4096), device, num_warps=4, num_ctas=2)
+    compiled = compile_launch(Recorded(launch, 1, (x, None, None, x, None, None, 1, 1e-5)), device)
+    assert "shared::cluster" in compiled.asm["ptx"]
