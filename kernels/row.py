@@ -10,7 +10,7 @@ import triton.language as tl
 
 
 @triton.jit
-def load_upcast(pointers, inside, EVICTION: tl.constexpr = ""):
+def load_upcast(pointers, inside, EVICTION: tl.constexpr = None):
     """Values in the precision of the arithmetic: fp64 stays, all else becomes fp32.  Zero outside."""
     values = tl.load(pointers, mask=inside, other=0.0, eviction_policy=EVICTION)
     if values.dtype == tl.float64:

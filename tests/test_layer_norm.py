@@ -375,7 +375,7 @@ def test_programs_follow_the_device_and_not_the_batch() -> None:
     from tritonln.ops.layer_norm import backward_plan, forward_plan
 
     forward = forward_plan(1024, BF16, BF16, F32, F32, True, TARGETS["sm_90"])
-    backward, _ = backward_plan(1024, BF16, BF16, F32, F32, (True, True, True), TARGETS["sm_90"])
+    backward, *_ = backward_plan(1024, BF16, BF16, F32, F32, (True, True, True), TARGETS["sm_90"])
     assert forward.count(10**6) * forward.rows_per_program == 10**6
     assert backward.count(10**6) == 132
     assert backward.count(1) == 1
@@ -396,11 +396,14 @@ def test_launches(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device)
         real(self, *args)
 
     monkeypatch.setattr(Launch, "__call__", counting)
-    x, w, b, dy = problem(3, N, BF16, device, parameters=F32)
+    x, w, b, dy = problem(640 // (1 + N // 24) + 17, N, BF16, device, parameters=F32)
     y = tritonln.layer_norm(x.requires_grad_(), N, w.requires_grad_(), b.requires_grad_())
     assert len(launched) == 1
     y.backward(dy)
     assert len(launched) == 3
+    launched.clear()
+    tritonln.layer_norm(x[:1], N, w, b).backward(dy[:1])
+    assert len(launched) == 2  # one program's sums are the gradients
     launched.clear()
     tritonln.layer_norm(x, N, w.detach(), b.detach()).backward(dy)
     assert len(launched) == 2  # no column sum for frozen parameters

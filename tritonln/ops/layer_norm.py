@@ -123,8 +123,8 @@ def backward_plan(
     bias: torch.dtype | None,
     needs: tuple[bool, bool, bool],
     device: Device,
-) -> tuple[Plan, Plan]:
-    """The plans of the gradient kernel and of the sum of its partial sums (over columns, not rows)."""
+) -> tuple[Plan, Plan, Plan]:
+    """The gradient kernel, the same where one program does it all, and the sum over programs of its partial sums."""
     from tritonln.kernels.column_sum import column_sum
     from tritonln.kernels.layer_norm import layer_norm_bwd
     from tritonln.kernels.layer_norm_wide import layer_norm_wide_bwd
@@ -133,10 +133,13 @@ def backward_plan(
 
     c = config.backward(N, x.itemsize, device)
     kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
-    launch = Launch(kernel, (N, c.block_m, c.block_n, c.stages), device, c.num_warps, c.num_ctas)
+    constants = (N, c.block_m, c.block_n, c.stages)
+    # Two objects, as one writes sums in fp32 and the other the gradients in their own dtypes.
+    several, alone = (Launch(kernel, constants, device, c.num_warps, c.num_ctas) for _ in range(2))
     s = config.column_sum(N)
     return (
-        Plan(launch, c.block_m, c.programs),
+        Plan(several, c.block_m, c.programs),
+        Plan(alone, c.block_m, 1),
         Plan(Launch(column_sum, (N, s.block_m, s.block_n), device, s.num_warps), s.block_n, 0),
     )
 
@@ -184,13 +187,17 @@ def _backward(
     db = new(bias.contiguous()) if bias is not None and needs[2] else None
     if not M:
         return dx, dw, db
-    gradients, sums = backward_plan(N, x.dtype, dy.dtype, dtype_of(weight), dtype_of(bias), needs, device)
+    gradients, alone, sums = backward_plan(N, x.dtype, dy.dtype, dtype_of(weight), dtype_of(bias), needs, device)
     P = gradients.count(M)
-    dw_partial = None if dw is None else stats.new_empty((P, N))
-    db_partial = None if db is None else stats.new_empty((P, N))
     rows, stride_x = contiguous_rows(x, N)
     dy_rows, stride_dy = contiguous_rows(dy, N)
-    tensors = (dy_rows, rows, contiguous(weight), stats, dx, dw_partial, db_partial)
+    weight = contiguous(weight)
+    if P == 1:  # the sums of the only program are the gradients
+        alone.launch(1, (dy_rows, rows, weight, stats, dx, dw, db), (stride_dy, stride_x), (M,))
+        return dx, dw, db
+    dw_partial = None if dw is None else stats.new_empty((P, N))
+    db_partial = None if db is None else stats.new_empty((P, N))
+    tensors = (dy_rows, rows, weight, stats, dx, dw_partial, db_partial)
     gradients.launch(P, tensors, (stride_dy, stride_x), (M,))
     if dw is not None or db is not None:
         sums.launch(sums.count(N), (dw_partial, db_partial, dw, db), (), (P,))

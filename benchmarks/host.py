@@ -1,0 +1,116 @@
+"""Host microseconds of a call, on a driver that does nothing: no GPU needed, none measured.
+
+    python -m benchmarks.host [--rows 2] [--hidden 1024] [--weight-dtype bf16]
+
+Every launch runs Python, Triton's dispatch and its C launcher, and ends in a stub library that
+returns at once.  Tensors are CPU-resident and small.  Times are this thread's CPU time, medians over
+interleaved rounds; eager's includes its arithmetic on the CPU.  Liger-Kernel and
+flash-linear-attention are measured beside where they are installed (`pip install --no-deps
+liger-kernel fla-core einops`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from benchmarks import stub
+
+launches = stub.install()
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.progress import track  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+import tritonln  # noqa: E402
+from tritonln.__main__ import DTYPES  # noqa: E402
+
+Norm = Callable[[Any, Any, Any], Any]
+
+
+def providers() -> Iterator[tuple[str, Norm]]:
+    yield "eager", lambda x, w, b: F.layer_norm(x, w.shape, w, b)
+    yield "tritonln", lambda x, w, b: tritonln.layer_norm(x, w.shape, w, b)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
+
+            yield "liger", lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5)
+        except ImportError:
+            pass
+        try:
+            from fla.modules.norm import layernorm as fla  # type: ignore[import-not-found]
+
+            fla.get_multiprocessor_count = lambda *a, **k: 132
+            yield "fla", lambda x, w, b: fla.layer_norm(x, w, b, eps=1e-5)
+        except ImportError:
+            pass
+
+
+def microseconds(f: Callable[[], object], n: int) -> float:
+    start = time.thread_time()
+    for _ in range(n):
+        f()
+    return (time.thread_time() - start) / n * 1e6
+
+
+def calls(norm: Norm, M: int, N: int, parameters: torch.dtype) -> dict[str, Callable[[], object]]:
+    x, dy = torch.zeros(M, N, dtype=torch.bfloat16), torch.zeros(M, N, dtype=torch.bfloat16)
+    w, b = torch.zeros(N, dtype=parameters), torch.zeros(N, dtype=parameters)
+    leaves = [t.clone().requires_grad_() for t in (x, w, b)]
+
+    def forward() -> None:
+        with torch.no_grad():
+            norm(x, w, b)
+
+    return {
+        "forward, no_grad": forward,
+        "forward": lambda: norm(*leaves),
+        "forward + backward": lambda: torch.autograd.grad(norm(*leaves), leaves, dy),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=2)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--weight-dtype", choices=DTYPES, default="bf16")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--calls", type=int, default=200, help="of each kind in a round")
+    a = parser.parse_args()
+    torch.set_num_threads(1)
+    measured: dict[str, dict[str, list[float]]] = {}
+    everything = {name: calls(norm, a.rows, a.hidden, DTYPES[a.weight_dtype]) for name, norm in providers()}
+    counts = {}
+    for name, kinds in everything.items():
+        measured[name] = {kind: [] for kind in kinds}
+        for f in kinds.values():
+            f()  # compiles
+        before = launches()
+        kinds["forward + backward"]()
+        counts[name] = launches() - before
+    for warm in track([False] + [True] * a.rounds, "measuring", transient=True):
+        for name, kinds in everything.items():
+            for kind, f in kinds.items():
+                spent = microseconds(f, a.calls)
+                if warm:
+                    measured[name][kind].append(spent)
+    medians = {name: {k: statistics.median(v) for k, v in kinds.items()} for name, kinds in measured.items()}
+    table = Table(
+        "", *medians["eager"], "launches", title=f"host us a call (x eager), bf16 {a.rows} x {a.hidden}, stub driver"
+    )
+    for name, found in medians.items():
+        cells = [f"{us:.1f} ({us / medians['eager'][k]:.2f})" for k, us in found.items()]
+        table.add_row(name, *cells, str(counts[name]))
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
