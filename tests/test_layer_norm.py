@@ -78,6 +78,15 @@ def test_wide_rows(N: int, dtype: torch.dtype, device: torch.device) -> None:
     expect(x, (N,), w, b, dy)
 
 
+@pytest.mark.parametrize("N", [40_503, 65_544, 131_072])
+def test_rows_over_clusters(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """The configurations that a GPU with clusters gets; the interpreter runs each cluster as one program."""
+    if device.type == "cpu":
+        monkeypatch.setattr("tritonln.tuning.config.largest_cluster", lambda device, wanted: min(wanted, 16))
+    x, w, b, dy = problem(2, N, BF16, device, parameters=F32)
+    expect(x, (N,), w, b, dy)
+
+
 @pytest.mark.parametrize("N", [4100, 16400, 40499])
 def test_wide_rows_in_fp64(N: int, device: torch.device) -> None:
     x, w, b, dy = problem(2, N, F64, device)
@@ -123,6 +132,14 @@ def test_missing_parameters(weight: bool, bias: bool, N: int, device: torch.devi
 def test_large_means(mean: float, N: int, device: torch.device) -> None:
     x, w, b, dy = problem(3, N, F32, device, mean=mean)
     expect(x, (N,), w, b, dy)
+
+
+def test_parameter_gradients_keep_their_digits(device: torch.device) -> None:
+    """Sums over many rows through fp32 partial sums are right to 5e-7 of their size."""
+    x, w, b, dy = problem(4096, 64, F32, device)
+    out, ref = run(x, (64,), w, b, dy), reference.layer_norm_gradients(x, (64,), w, b, 1e-5, dy)
+    for name in ("dw", "db"):
+        assert float((out[name] - ref[name]).norm() / ref[name].norm()) <= 5e-7
 
 
 def test_variance_of_offset_rows(device: torch.device) -> None:

@@ -1,0 +1,132 @@
+"""The launch path on a driver that does nothing: compiled for real, launched through Triton's own launcher."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+import types
+
+import pytest
+import torch
+
+from tritonln.device import TARGETS
+from tritonln.launch import Launch
+
+pytestmark = [
+    pytest.mark.compiles,
+    pytest.mark.skipif(shutil.which("cc") is None, reason="the stub driver is built with a C compiler"),
+]
+
+PREAMBLE = """
+from benchmarks import stub
+launches = stub.install()
+import torch, tritonln
+from tritonln.launch import Launch
+ordinary = []
+real = Launch.ordinary
+def noting(self, *args):
+    ordinary.append(self.kernel.fn.__name__)
+    return real(self, *args)
+Launch.ordinary = noting
+def run(x, w, b):
+    before = launches(), len(ordinary)
+    y = tritonln.layer_norm(x, x.shape[-1], w, b)
+    torch.autograd.grad(y, (x, w, b), torch.zeros_like(y))
+    return launches() - before[0], len(ordinary) - before[1]
+x = torch.zeros(512, 256, dtype=torch.bfloat16, requires_grad=True)
+w, b = (torch.zeros(256, requires_grad=True) for _ in range(2))
+"""
+
+
+def on_the_stub(code: str) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", PREAMBLE + code], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
+def test_a_second_call_goes_straight_to_the_driver() -> None:
+    """(launches, of these through Triton's own dispatch)."""
+    assert on_the_stub("print(*(run(x, w, b) for _ in range(3)))") == ["(3, 3) (3, 0) (3, 0)"]
+
+
+def test_another_row_count_compiles_nothing() -> None:
+    code = "run(x, w, b); print(run(x[:300], w, b), run(x[:1], w, b), run(x[:2], w, b))"
+    # One row takes the kernel that writes the gradients itself: its first launch.
+    assert on_the_stub(code) == ["(3, 0) (2, 1) (2, 0)"]
+
+
+def test_what_the_direct_launch_does_not_know_takes_the_ordinary_one() -> None:
+    code = """
+run(x, w, b)
+wide = torch.zeros(512, 512, dtype=torch.bfloat16, requires_grad=True)
+print(run(wide[:, :256], w, b)[0], ordinary[-3:])
+flat = torch.zeros(512 * 256 + 1, dtype=torch.bfloat16, requires_grad=True)
+print(run(flat[1:].view(512, 256), w, b)[0], ordinary[-2:])
+from triton import knobs
+heard = []
+knobs.runtime.launch_enter_hook.add(lambda metadata: heard.append(1))
+print(run(x, w, b), len(heard))
+"""
+    strided, misaligned, hooked = on_the_stub(code)
+    assert strided.startswith("3 ")
+    assert "layer_norm_fwd" in strided
+    assert "layer_norm_bwd" in strided
+    assert misaligned == "3 ['layer_norm_fwd', 'layer_norm_bwd']"
+    assert hooked == "(3, 3) 3"
+
+
+def test_dtypes_and_missing_parameters_have_launches_of_their_own() -> None:
+    code = """
+for dtype in (torch.float16, torch.float32, torch.float64):
+    for weight in (True, False):
+        z = torch.zeros(512, 256, dtype=dtype, requires_grad=True)
+        v = torch.zeros(256, dtype=dtype) if weight else None
+        for _ in range(2):
+            y = tritonln.layer_norm(z, 256, v)
+            torch.autograd.grad(y, z, torch.zeros_like(y))
+print(len(ordinary), launches())
+"""
+    assert on_the_stub(code) == ["12 24"]
+
+
+def test_rows_over_clusters_are_launched_where_triton_can() -> None:
+    code = """
+from tritonln.clusters import largest_cluster
+from tritonln.ops.layer_norm import kernels_on
+wide = torch.zeros(3, 65536, dtype=torch.bfloat16, requires_grad=True)
+v, c = (torch.zeros(65536, requires_grad=True) for _ in range(2))
+run(wide, v, c)
+import triton
+able = largest_cluster(kernels_on(wide.device), 4) == 4
+print(able == (tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9)))
+print(able == ("layer_norm_wide_fwd" not in ordinary))
+"""
+    assert on_the_stub(code) == ["True", "True"]
+
+
+def test_the_tensors_device_is_made_current(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tensor on device 1 while device 0 is current."""
+    current, during = [0], []
+
+    class Driver:
+        get_current_device = staticmethod(lambda: current[0])
+
+    class Guard:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            current[0] = self.index
+
+        def __exit__(self, *error: object) -> None:
+            current[0] = 0
+
+    monkeypatch.setattr("tritonln.launch.active_driver", Driver)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: types.SimpleNamespace(device=Guard))
+    monkeypatch.setattr(Launch, "ordinary", lambda self, *args: during.append(current[0]))
+    device = dataclasses.replace(TARGETS["sm_90"], index=1)
+    Launch(None, (), device, num_warps=4)(1, (torch.zeros(8),), (), ())
+    assert during == [1]
+    assert current == [0]
