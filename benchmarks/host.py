@@ -14,44 +14,19 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from benchmarks import stub
 
 launches = stub.install()
 
 import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-import tritonln  # noqa: E402
+from benchmarks.libraries import Norm, libraries  # noqa: E402
 from tritonln.__main__ import DTYPES  # noqa: E402
-
-Norm = Callable[[Any, Any, Any], Any]
-
-
-def providers() -> Iterator[tuple[str, Norm]]:
-    yield "eager", lambda x, w, b: F.layer_norm(x, w.shape, w, b)
-    yield "tritonln", lambda x, w, b: tritonln.layer_norm(x, w.shape, w, b)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
-
-            yield "liger", lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, 1e-5)
-        except ImportError:
-            pass
-        try:
-            from fla.modules.norm import layernorm as fla  # type: ignore[import-not-found]
-
-            fla.get_multiprocessor_count = lambda *a, **k: 132
-            yield "fla", lambda x, w, b: fla.layer_norm(x, w, b, eps=1e-5)
-        except ImportError:
-            pass
 
 
 def microseconds(f: Callable[[], object], n: int) -> float:
@@ -87,7 +62,7 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, dict[str, list[float]]] = {}
-    everything = {name: calls(norm, a.rows, a.hidden, DTYPES[a.weight_dtype]) for name, norm in providers()}
+    everything = {name: calls(norm, a.rows, a.hidden, DTYPES[a.weight_dtype]) for name, norm in libraries()}
     counts = {}
     for name, kinds in everything.items():
         measured[name] = {kind: [] for kind in kinds}

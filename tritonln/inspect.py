@@ -114,7 +114,7 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
     compiled = compile_launch(call, device)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
     constants = dict(zip(names, call.launch.constants, strict=True))
-    read = _read_cubin if device.backend == "cuda" else _read_amdgcn
+    read = read_cubin if device.backend == "cuda" else _read_amdgcn
     code = read(compiled, device)
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
     resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
@@ -180,7 +180,7 @@ def _tool(name: str, *args: str) -> str:
     return subprocess.run([path, *args], capture_output=True, text=True, check=True).stdout
 
 
-def _read_cubin(compiled: Any, device: Device) -> Code:
+def read_cubin(compiled: Any, device: Device) -> Code:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -306,8 +306,8 @@ def table(reports: list[Report]) -> str:
             str(r.shared),
             str(r.resident),
             f"{r.occupancy:.0%}",
-            _counted(r.loads),
-            _counted(r.stores),
+            counted_widths(r.loads),
+            counted_widths(r.stores),
             str(r.barriers),
             str(r.async_copies),
             str(r.cluster),
@@ -322,5 +322,5 @@ def table(reports: list[Report]) -> str:
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *lines])
 
 
-def _counted(widths: dict[int, int]) -> str:
+def counted_widths(widths: dict[int, int]) -> str:
     return " ".join(f"{count}x{bits}" for bits, count in widths.items())
