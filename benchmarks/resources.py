@@ -24,7 +24,8 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 from benchmarks.libraries import Norm, libraries  # noqa: E402
 from tritonln.__main__ import DTYPES, sizes  # noqa: E402
 from tritonln.device import TARGETS  # noqa: E402
-from tritonln.inspect import counted_widths, read_cubin  # noqa: E402
+from tritonln.inspect import counted_widths  # noqa: E402
+from tritonln.machine_code import read_cubin  # noqa: E402
 
 
 def spills(compiled: Any) -> int:

@@ -94,7 +94,7 @@ print(len(ordinary), launches())
 def test_rows_over_clusters_are_launched_where_triton_can() -> None:
     code = """
 from tritonln.clusters import largest_cluster
-from tritonln.ops.layer_norm import kernels_on
+from tritonln.device import kernels_on
 wide = torch.zeros(3, 65536, dtype=torch.bfloat16, requires_grad=True)
 v, c = (torch.zeros(65536, requires_grad=True) for _ in range(2))
 run(wide, v, c)

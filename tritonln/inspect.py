@@ -8,17 +8,13 @@ disassembler of the triton wheel.  Everything here is static; no time is measure
 from __future__ import annotations
 
 import dataclasses
-import os
-import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from tritonln.device import TARGETS, Device
 from tritonln.launch import Recorded, recorded
+from tritonln.machine_code import read_amdgcn, read_cubin
 
 # A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
 # (2024, arXiv 2402.13499) measured those of A100 and H100.
@@ -68,7 +64,7 @@ def inspect_layer_norm(
 def layer_norm_launches(
     target: str, hidden: int, dtype: torch.dtype, parameter_dtype: torch.dtype, rows: int
 ) -> list[Recorded]:
-    from tritonln.ops.layer_norm import _backward, _forward
+    from tritonln.ops import layer_norm_triton
 
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
@@ -78,9 +74,9 @@ def layer_norm_launches(
     weight, bias = (torch.empty(hidden, dtype=parameter_dtype, device="meta") for _ in range(2))
     device = TARGETS[target]
     with recorded() as calls:
-        _, stats = _forward(x, hidden, weight, bias, 1e-5, dtype, True, device)
+        _, stats = layer_norm_triton.forward(x, hidden, weight, bias, 1e-5, dtype, True, device)
         assert stats is not None
-        _backward(torch.empty_like(x), x, hidden, weight, bias, stats, (True, True, True), device)
+        layer_norm_triton.backward(torch.empty_like(x), x, hidden, weight, bias, stats, (True, True, True), device)
     return calls
 
 
@@ -114,7 +110,7 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
     compiled = compile_launch(call, device)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
     constants = dict(zip(names, call.launch.constants, strict=True))
-    read = read_cubin if device.backend == "cuda" else _read_amdgcn
+    read = read_cubin if device.backend == "cuda" else read_amdgcn
     code = read(compiled, device)
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
     resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
@@ -155,135 +151,6 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
 def call_rows(call: Recorded) -> int:
     """The rows of x, or of the partial sums, that a launch walks."""
     return next(a.shape[0] for a in call.args if isinstance(a, torch.Tensor) and a.dim() > 1)
-
-
-# ---- reading machine code -----------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Code:
-    registers: int
-    spills: int
-    resident: int
-    loads: dict[int, int]
-    stores: dict[int, int]
-    barriers: int
-    async_copies: int
-    cluster: int
-    instructions: int
-
-
-def _tool(name: str, *args: str) -> str:
-    import triton
-
-    path = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", name)
-    return subprocess.run([path, *args], capture_output=True, text=True, check=True).stdout
-
-
-def read_cubin(compiled: Any, device: Device) -> Code:
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = _tool("cuobjdump", "-res-usage", file.name)
-        sass = _tool("cuobjdump", "-sass", file.name)
-    found = re.search(r"REG:(\d+)\s+STACK:(\d+)", usage)
-    assert found is not None, usage
-    registers, spills = int(found[1]), int(found[2])
-    code = list(_instructions(sass))
-    loop = _row_loop(code)
-    operations = [operation for _, operation, _ in loop]
-    warps = compiled.metadata.num_warps
-    return Code(
-        registers=registers,
-        spills=spills,
-        resident=_resident_cuda(device, registers, warps, compiled.metadata.shared),
-        loads=_widths(code, ("LDG", "LDGSTS")),
-        stores=_widths(code, ("STG",)),
-        barriers=sum(o.startswith("BAR") for o in operations),
-        async_copies=sum(o.startswith("LDGSTS") for _, o, _ in code),
-        cluster=sum(o.startswith(("UCGABAR", "MAPA")) for _, o, _ in code),
-        instructions=sum(o != "NOP" for o in operations),
-    )
-
-
-def _instructions(sass: str) -> Iterator[tuple[int, str, str]]:
-    """(address, operation, operands) of every instruction up to the last exit."""
-    parsed = []
-    for line in sass.splitlines():
-        found = re.match(r"\s*/\*([0-9a-f]{4,})\*/\s+(?:@\S+\s+)?(\S+)\s*(.*?);", line)
-        if found:
-            parsed.append((int(found[1], 16), found[2], found[3]))
-    last = max((i for i, (_, o, _) in enumerate(parsed) if o.startswith("EXIT")), default=len(parsed) - 1)
-    yield from parsed[: last + 1]
-
-
-def _row_loop(code: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
-    """The longest loop body, or all of the code where nothing loops."""
-    index = {address: i for i, (address, _, _) in enumerate(code)}
-    longest = code[:0]
-    for i, (_, operation, operands) in enumerate(code):
-        target = re.search(r"0x([0-9a-f]+)", operands) if operation.startswith("BRA") else None
-        start = index.get(int(target[1], 16)) if target else None
-        if start is not None and start < i and i + 1 - start > len(longest):
-            longest = code[start : i + 1]
-    return longest or code
-
-
-def _widths(code: list[tuple[int, str, str]], heads: tuple[str, ...]) -> dict[int, int]:
-    counts: dict[int, int] = {}
-    for _, operation, _ in code:
-        head, *modifiers = operation.split(".")
-        if head in heads:
-            wide = [int(m) for m in modifiers if m in ("64", "128", "256")]
-            narrow = [int(m[1:]) for m in modifiers if m in ("U8", "S8", "U16", "S16")]
-            width = (wide or narrow or [32])[0]
-            counts[width] = counts.get(width, 0) + 1
-    return dict(sorted(counts.items(), reverse=True))
-
-
-def _resident_cuda(device: Device, registers: int, warps: int, shared: int) -> int:
-    """Programs a multiprocessor holds: registers go to warps in units of 256, 1 KiB of shared memory is reserved."""
-    per_warp = -(-registers * 32 // 256) * 256
-    return min(
-        device.programs,
-        65_536 // (per_warp * warps),
-        device.threads // (warps * 32),
-        device.shared_memory_total // (shared + 1024),
-    )
-
-
-def _read_amdgcn(compiled: Any, device: Device) -> Code:
-    text = compiled.asm["amdgcn"]
-
-    def entry(name: str) -> int:
-        found = re.search(rf"\.{name}:\s+(\d+)", text)
-        assert found is not None, name
-        return int(found[1])
-
-    vgprs = entry("vgpr_count")
-    waves = min(8, 512 // max(8, -(-vgprs // 8) * 8)) * 4  # of 512 registers on each of 4 SIMDs, in units of 8
-    shared = compiled.metadata.shared
-    resident = min(waves // compiled.metadata.num_warps, device.shared_memory_total // shared if shared else 32)
-    return Code(
-        registers=vgprs,
-        spills=entry("private_segment_fixed_size") + 4 * entry("vgpr_spill_count"),
-        resident=resident,
-        loads=_amd_widths(text, "load"),
-        stores=_amd_widths(text, "store"),
-        barriers=len(re.findall(r"^\s+s_barrier", text, re.M)),
-        async_copies=len(re.findall(r"\blds\s*$", text, re.M)),
-        cluster=0,
-        instructions=0,
-    )
-
-
-def _amd_widths(text: str, verb: str) -> dict[int, int]:
-    bits = {"dwordx4": 128, "dwordx3": 96, "dwordx2": 64, "dword": 32, "short": 16, "ushort": 16, "b128": 128}
-    counts: dict[int, int] = {}
-    for kind in re.findall(rf"^\s+(?:global|buffer|flat)_{verb}_(\w+)", text, re.M):
-        width = next((b for k, b in bits.items() if kind.startswith(k)), 16)
-        counts[width] = counts.get(width, 0) + 1
-    return dict(sorted(counts.items(), reverse=True))
 
 
 # ---- for people ---------------------------------------------------------------------------------

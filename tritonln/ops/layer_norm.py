@@ -1,27 +1,17 @@
-"""layer_norm: the contract, the Triton launches, autograd, and the custom op for traced code."""
+"""layer_norm: the public function, autograd, and the custom op for traced code."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tritonln.device import Device, kernels_on
-from tritonln.ops.contract import (
-    check,
-    contiguous,
-    contiguous_rows,
-    dtype_of,
-    empty_like,
-    needs_grad,
-    output_dtype,
-    traced,
-    transformed,
-)
+from tritonln.ops import layer_norm_triton
+from tritonln.ops.contract import check, needs_grad, output_dtype, stats_dtype, traced, transformed
 
 
 def layer_norm(
@@ -74,134 +64,10 @@ def layer_norm(
         return _aten(x, shape, weight, bias, eps)
     if save:
         return _apply(x, weight, bias, N, eps, device)
-    return _forward(x, N, weight, bias, eps, output_dtype(x, device.type), False, device)[0]
+    return layer_norm_triton.forward(x, N, weight, bias, eps, output_dtype(x, device.type), False, device)[0]
 
 
-# ---- launches -------------------------------------------------------------------------------
-
-
-class Plan(NamedTuple):
-    """The launch of a kernel, and how its programs divide the rows."""
-
-    launch: Any
-    rows_per_program: int
-    programs: int  # of a persistent kernel, which then walks the rows; 0: one for every tile
-
-    def count(self, M: int) -> int:
-        tiles = -(-M // self.rows_per_program)
-        return min(tiles, self.programs) if self.programs else tiles
-
-
-@functools.cache
-def forward_plan(
-    N: int,
-    x: torch.dtype,
-    y: torch.dtype,
-    weight: torch.dtype | None,
-    bias: torch.dtype | None,
-    save: bool,
-    device: Device,
-) -> Plan:
-    """For tensors of these dtypes; None where there is none."""
-    from tritonln.kernels.layer_norm import layer_norm_fwd
-    from tritonln.kernels.layer_norm_wide import layer_norm_wide_fwd
-    from tritonln.launch import Launch
-    from tritonln.tuning import config
-
-    c = config.forward(N, x.itemsize, device)
-    if c.block_n >= N:
-        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), device, c.num_warps, c.num_ctas), c.block_m, 0)
-    return Plan(Launch(layer_norm_wide_fwd, (N, c.block_n, c.stages), device, c.num_warps), 1, 0)
-
-
-@functools.cache
-def backward_plan(
-    N: int,
-    x: torch.dtype,
-    dy: torch.dtype,
-    weight: torch.dtype | None,
-    bias: torch.dtype | None,
-    needs: tuple[bool, bool, bool],
-    device: Device,
-) -> tuple[Plan, Plan, Plan]:
-    """The gradient kernel, the same where one program does it all, and the sum over programs of its partial sums."""
-    from tritonln.kernels.column_sum import column_sum
-    from tritonln.kernels.layer_norm import layer_norm_bwd
-    from tritonln.kernels.layer_norm_wide import layer_norm_wide_bwd
-    from tritonln.launch import Launch
-    from tritonln.tuning import config
-
-    c = config.backward(N, x.itemsize, device)
-    kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
-    constants = (N, c.block_m, c.block_n, c.stages)
-    # Two objects, as one writes sums in fp32 and the other the gradients in their own dtypes.
-    several, alone = (Launch(kernel, constants, device, c.num_warps, c.num_ctas) for _ in range(2))
-    s = config.column_sum(N)
-    return (
-        Plan(several, c.block_m, c.programs),
-        Plan(alone, c.block_m, 1),
-        Plan(Launch(column_sum, (N, s.block_m, s.block_n), device, s.num_warps), s.block_n, 0),
-    )
-
-
-def _stats_dtype(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _forward(
-    x: Tensor,
-    N: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    dtype: torch.dtype,
-    save: bool,
-    device: Device,
-) -> tuple[Tensor, Tensor | None]:
-    """(y, stats); stats are the (M, 2) means and reciprocal standard deviations, None unless saved."""
-    M = x.numel() // N if N else 0
-    y = empty_like(x, dtype)
-    stats = torch.empty((M, 2), dtype=_stats_dtype(x), device=x.device) if save else None
-    if M:
-        plan = forward_plan(N, x.dtype, dtype, dtype_of(weight), dtype_of(bias), save, device)
-        rows, stride = contiguous_rows(x, N)
-        plan.launch(plan.count(M), (rows, contiguous(weight), contiguous(bias), y, stats), (stride,), (M, eps))
-    return y, stats
-
-
-def _backward(
-    dy: Tensor,
-    x: Tensor,
-    N: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensor,
-    needs: tuple[bool, bool, bool],
-    device: Device,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, weight and bias, each None unless needed."""
-    M = stats.shape[0]
-    dx = empty_like(x, x.dtype) if needs[0] else None
-    new = torch.empty_like if M else torch.zeros_like
-    dw = new(weight.contiguous()) if weight is not None and needs[1] else None
-    db = new(bias.contiguous()) if bias is not None and needs[2] else None
-    if not M:
-        return dx, dw, db
-    gradients, alone, sums = backward_plan(N, x.dtype, dy.dtype, dtype_of(weight), dtype_of(bias), needs, device)
-    P = gradients.count(M)
-    rows, stride_x = contiguous_rows(x, N)
-    dy_rows, stride_dy = contiguous_rows(dy, N)
-    weight = contiguous(weight)
-    if P == 1:  # the sums of the only program are the gradients
-        alone.launch(1, (dy_rows, rows, weight, stats, dx, dw, db), (stride_dy, stride_x), (M,))
-        return dx, dw, db
-    dw_partial = None if dw is None else stats.new_empty((P, N))
-    db_partial = None if db is None else stats.new_empty((P, N))
-    tensors = (dy_rows, rows, weight, stats, dx, dw_partial, db_partial)
-    gradients.launch(P, tensors, (stride_dy, stride_x), (M,))
-    if dw is not None or db is not None:
-        sums.launch(sums.count(N), (dw_partial, db_partial, dw, db), (), (P,))
-    return dx, dw, db
+# ---- eager -------------------------------------------------------------------------------------
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -209,7 +75,7 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, eps: float, device: Device
     ) -> Tensor:
-        y, stats = _forward(x, N, weight, bias, eps, output_dtype(x, device.type), True, device)
+        y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, output_dtype(x, device.type), True, device)
         ctx.save_for_backward(x, weight, bias, stats)
         ctx.N, ctx.device = N, device
         return y
@@ -221,7 +87,7 @@ class _LayerNorm(torch.autograd.Function):
         if torch.is_grad_enabled():  # a graph of the backward is wanted: ATen's operator has a derivative
             dx, dw, db = _backward_aten(dy, x, ctx.N, weight, bias, stats, needs)
         else:
-            dx, dw, db = _backward(dy, x, ctx.N, weight, bias, stats, needs, ctx.device)
+            dx, dw, db = layer_norm_triton.backward(dy, x, ctx.N, weight, bias, stats, needs, ctx.device)
         return dx, dw, db, None, None, None
 
 
@@ -247,7 +113,7 @@ def _backward_aten(
     stats: Tensor,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As _backward, in ATen's operator, which can itself be differentiated."""
+    """As layer_norm_triton.backward, in ATen's operator, which can itself be differentiated."""
     dtype = stats.dtype
 
     def row(t: Tensor | None) -> Tensor | None:
@@ -276,7 +142,7 @@ def layer_norm_op(
     if device is None:
         y, stats = _forward_aten(x, N, weight, bias, eps, save)
     else:
-        y, stats = _forward(x, N, weight, bias, eps, dtype, save, device)
+        y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, dtype, save, device)
     return y, _empty_stats(x) if stats is None else stats
 
 
@@ -288,12 +154,12 @@ def _forward_aten(
     y = _aten(rows, (N,), weight, bias, eps).reshape(x.shape)
     if not save:
         return y, None
-    _, mean, rstd = torch.native_layer_norm(rows.to(_stats_dtype(x)), (N,), None, None, eps)
+    _, mean, rstd = torch.native_layer_norm(rows.to(stats_dtype(x)), (N,), None, None, eps)
     return y, torch.cat([mean, rstd], 1)
 
 
 def _empty_stats(x: Tensor) -> Tensor:
-    return torch.empty((0, 2), dtype=_stats_dtype(x), device=x.device)
+    return torch.empty((0, 2), dtype=stats_dtype(x), device=x.device)
 
 
 @layer_norm_op.register_fake
@@ -303,7 +169,7 @@ def _(
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if not save:
         return y, _empty_stats(x)
-    return y, torch.empty((x.numel() // N if N else 0, 2), dtype=_stats_dtype(x), device=x.device)
+    return y, torch.empty((x.numel() // N if N else 0, 2), dtype=stats_dtype(x), device=x.device)
 
 
 @torch.library.custom_op("tritonln::layer_norm_backward", mutates_args=())
@@ -315,7 +181,7 @@ def layer_norm_backward_op(
     if device is None:
         gradients = _backward_aten(dy, x, N, weight, bias, stats, needed)
     else:
-        gradients = _backward(dy, x, N, weight, bias, stats, needed, device)
+        gradients = layer_norm_triton.backward(dy, x, N, weight, bias, stats, needed, device)
     return tuple(x.new_empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
 
 

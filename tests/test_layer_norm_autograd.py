@@ -1,0 +1,156 @@
+"""layer_norm under autograd: what is computed and saved, that it repeats to the bit, and in how many launches."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import tritonln
+from tests.problems import BF16, F32, F64, WIDE, problem, run
+from tests.tolerance import assert_close
+from tritonln import reference
+
+# ---- autograd ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("N", [24, WIDE])
+@pytest.mark.parametrize("needs", [n for n in itertools.product([True, False], repeat=3) if any(n)])
+def test_gradients_only_of_what_requires_them(needs: tuple[bool, ...], N: int, device: torch.device) -> None:
+    x, w, b, dy = problem(3, N, F32, device)
+    leaves = [t.requires_grad_(n) for t, n in zip((x, w, b), needs)]
+    tritonln.layer_norm(*leaves[:1], N, *leaves[1:]).backward(dy)
+    ref = reference.layer_norm_gradients(x, (N,), w, b, 1e-5, dy)
+    for name, t, needed in zip(("dx", "dw", "db"), leaves, needs):
+        assert (t.grad is not None) == needed
+        if t.grad is not None:
+            assert_close(name, t.grad, ref[name], 3)
+
+
+def test_no_grad_saves_nothing(device: torch.device) -> None:
+    x, w, b, _ = (t.requires_grad_() for t in problem(3, 24, F32, device))
+    with torch.no_grad():
+        assert tritonln.layer_norm(x, 24, w, b).grad_fn is None
+    assert tritonln.layer_norm(x.detach(), 24, w.detach(), b.detach()).grad_fn is None
+
+
+def test_backward_twice_and_accumulation(device: torch.device) -> None:
+    x, w, b, dy = (t.requires_grad_() for t in problem(3, 24, F32, device))
+    y = tritonln.layer_norm(x, 24, w, b)
+    first = torch.autograd.grad(y, (x, w, b), dy, retain_graph=True)
+    again = torch.autograd.grad(y, (x, w, b), dy)
+    assert all(p.equal(q) for p, q in zip(first, again))
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(y, (x, w, b), dy)
+
+
+def test_a_changed_input_is_noticed(device: torch.device) -> None:
+    x, w, b, dy = problem(3, 24, F32, device)
+    y = tritonln.layer_norm(x.requires_grad_() * 1, 24, w.requires_grad_(), b)
+    with torch.no_grad():
+        w.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.backward(dy)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_gradcheck_and_gradgradcheck(affine: bool, device: torch.device) -> None:
+    x, w, b, _ = (t.requires_grad_() for t in problem(2, 5, F64, device))
+    parameters = (w, b) if affine else ()
+    f = lambda x, *p: tritonln.layer_norm(x, (5,), *p)  # noqa: E731
+    assert torch.autograd.gradcheck(f, (x, *parameters))
+    assert torch.autograd.gradgradcheck(f, (x, *parameters))
+
+
+def test_gradient_penalty_in_16_bit(device: torch.device) -> None:
+    """A second derivative with fp32 parameters and 16-bit x."""
+    x, w, b, dy = problem(3, 24, BF16, device, parameters=F32)
+    leaves = x.requires_grad_(), w.requires_grad_(), b.requires_grad_()
+    (dx,) = torch.autograd.grad(tritonln.layer_norm(x, 24, w, b), x, dy, create_graph=True)
+    (dw,) = torch.autograd.grad(dx.float().square().sum(), w)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    (dx64,) = torch.autograd.grad(
+        reference.layer_norm(wide[0], (24,), *wide[1:]), wide[0], dy.double(), create_graph=True
+    )
+    (dw64,) = torch.autograd.grad(dx64.square().sum(), wide[1])
+    assert dw.dtype == F32
+    assert float((dw - dw64).abs().max()) <= 3 * 2**-7 * float(dw64.abs().max())
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from its forward mode
+def test_forward_mode_and_transforms(device: torch.device) -> None:
+    x, w, b, dy = problem(3, 24, F32, device)
+    f = lambda x: tritonln.layer_norm(x, 24, w, b)  # noqa: E731
+    g = lambda x: F.layer_norm(x, (24,), w, b)  # noqa: E731
+    for out, ref in zip(torch.func.jvp(f, (x,), (dy,)), torch.func.jvp(g, (x,), (dy,))):
+        torch.testing.assert_close(out, ref)
+    torch.testing.assert_close(torch.func.vmap(f)(x), g(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_dual_numbers(device: torch.device) -> None:
+    x, w, b, dx = problem(3, 24, F32, device)
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, dx)
+        tangents = [
+            torch.autograd.forward_ad.unpack_dual(f(dual, (24,), w, b)).tangent
+            for f in (tritonln.layer_norm, F.layer_norm)
+        ]
+    torch.testing.assert_close(*tangents)
+
+
+# ---- the same bits -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("N", [48, 1024, WIDE])
+def test_repeatable_bitwise(N: int, device: torch.device) -> None:
+    x, w, b, dy = problem(37, N, F32, device)
+    one, two = run(x, (N,), w, b, dy), run(x, (N,), w, b, dy)
+    assert all(one[k].equal(two[k]) for k in one)
+
+
+@pytest.mark.parametrize("N", [48, 1024, WIDE])
+def test_a_row_does_not_depend_on_the_batch(N: int, device: torch.device) -> None:
+    x, w, b, dy = problem(37, N, F32, device)
+    full, part = run(x, (N,), w, b, dy), run(x[30:31], (N,), w, b, dy[30:31])
+    assert full["y"][30:31].equal(part["y"])
+    assert full["dx"][30:31].equal(part["dx"])
+
+
+def test_programs_follow_the_device_and_not_the_batch() -> None:
+    from tritonln.device import TARGETS
+    from tritonln.ops.layer_norm_triton import backward_plan, forward_plan
+
+    forward = forward_plan(1024, BF16, BF16, F32, F32, True, TARGETS["sm_90"])
+    backward, *_ = backward_plan(1024, BF16, BF16, F32, F32, (True, True, True), TARGETS["sm_90"])
+    assert forward.count(10**6) * forward.rows_per_program == 10**6
+    assert backward.count(10**6) == 132
+    assert backward.count(1) == 1
+
+
+# ---- launches ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("N", [24, 4096, WIDE])
+def test_launches(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    from tritonln.launch import Launch
+
+    launched: list[str] = []
+    real = Launch.__call__
+
+    def counting(self: Launch, *args: object) -> None:
+        launched.append(self.kernel.__name__)
+        real(self, *args)
+
+    monkeypatch.setattr(Launch, "__call__", counting)
+    x, w, b, dy = problem(640 // (1 + N // 24) + 17, N, BF16, device, parameters=F32)
+    y = tritonln.layer_norm(x.requires_grad_(), N, w.requires_grad_(), b.requires_grad_())
+    assert len(launched) == 1
+    y.backward(dy)
+    assert len(launched) == 3
+    launched.clear()
+    tritonln.layer_norm(x[:1], N, w, b).backward(dy[:1])
+    assert len(launched) == 2  # one program's sums are the gradients
+    launched.clear()
+    tritonln.layer_norm(x, N, w.detach(), b.detach()).backward(dy)
+    assert len(launched) == 2  # no column sum for frozen parameters
