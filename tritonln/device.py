@@ -75,11 +75,11 @@ def kernels_on(device: torch.device) -> Device | None:
 @functools.cache
 def interpreting() -> bool:
     """Whether kernels run in Triton's interpreter, that is, TRITON_INTERPRET=1 when they were imported."""
-    from triton.runtime.interpreter import InterpretedFunction
+    from triton.runtime.jit import JITFunction
 
     from tritonln.kernels.row import row_sum
 
-    return isinstance(row_sum, InterpretedFunction)
+    return not isinstance(row_sum, JITFunction)
 
 
 @functools.cache
