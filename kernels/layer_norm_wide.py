@@ -1,7 +1,7 @@
 """LayerNorm for rows wider than one tile: the row is walked in chunks of BLOCK_N, twice.
 
 The formula, shapes and dtypes are those of layer_norm.py.  Each pass reads the row from its
-beginning; the second finds it in L2, as the first asks the cache to keep it.
+beginning, and the first asks L2 to keep what the second will read again.
 """
 
 import triton

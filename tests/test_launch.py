@@ -62,6 +62,8 @@ def test_what_the_direct_launch_does_not_know_takes_the_ordinary_one() -> None:
 run(x, w, b)
 wide = torch.zeros(512, 512, dtype=torch.bfloat16, requires_grad=True)
 print(run(wide[:, :256], w, b)[0], ordinary[-3:])
+one = torch.zeros(1, 256, dtype=torch.bfloat16, requires_grad=True)
+print(run(one.expand(512, 256), w, b), run(x, w, b))
 flat = torch.zeros(512 * 256 + 1, dtype=torch.bfloat16, requires_grad=True)
 print(run(flat[1:].view(512, 256), w, b)[0], ordinary[-2:])
 from triton import knobs
@@ -69,10 +71,12 @@ heard = []
 knobs.runtime.launch_enter_hook.add(lambda metadata: heard.append(1))
 print(run(x, w, b), len(heard))
 """
-    strided, misaligned, hooked = on_the_stub(code)
+    strided, expanded, misaligned, hooked = on_the_stub(code)
     assert strided.startswith("3 ")
     assert "layer_norm_fwd" in strided
     assert "layer_norm_bwd" in strided
+    # A row stride of 0 is a stride: contiguous rows afterwards are launched directly, as before.
+    assert expanded == "(3, 2) (3, 0)"
     assert misaligned == "3 ['layer_norm_fwd', 'layer_norm_bwd']"
     assert hooked == "(3, 3) 3"
 

@@ -46,7 +46,7 @@ def _triton_clusters(arch: int) -> bool:
 
 
 def probe(arch: int) -> None:
-    """Compiles forward and backward of a row over two thread blocks; dies where Triton cannot."""
+    """Compiles the forward kernel with a row over two thread blocks; dies where Triton cannot."""
     import torch
 
     from tritonln.device import TARGETS

@@ -56,7 +56,7 @@ class Launch:
             address = 0 if tensor is None else tensor.data_ptr()
             addresses.append(address)
             bits |= address
-        regular = not bits & 15 and not any(strides)
+        regular = not bits & 15 and strides.count(None) == len(strides)  # 0 is a stride: expanded rows
         if regular and self.direct is not None and not hooked():
             run, function, metadata = self.direct
             stream = driver.get_current_stream(current)
