@@ -17,7 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 import tritonln
-from tests.tolerance import error, tolerance
+from tritonln.tolerance import error, tolerance
 from tritonln import reference
 from tritonln.__main__ import DTYPES
 from tritonln.device import triton_device_type

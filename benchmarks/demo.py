@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import tritonln
-from tests.tolerance import error
+from tritonln.tolerance import error
 from tritonln import reference
 from tritonln.device import interpreting, kernels_on, runs_triton, triton_device_type
 

@@ -11,7 +11,7 @@ import torch
 
 import tritonln.kernels.layer_norm
 import tritonln.kernels.row
-from tests.tolerance import error, tolerance
+from tritonln.tolerance import error, tolerance
 from tritonln import reference
 
 MUTANTS = {
