@@ -12,6 +12,7 @@ liger-kernel fla-core einops`).
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import time
 from collections.abc import Callable
@@ -46,9 +47,9 @@ def calls(norm: Norm, M: int, N: int, parameters: torch.dtype) -> dict[str, Call
             norm(x, w, b)
 
     return {
-        "forward, no_grad": forward,
+        "no_grad": forward,
         "forward": lambda: norm(*leaves),
-        "forward + backward": lambda: torch.autograd.grad(norm(*leaves), leaves, dy),
+        "both": lambda: torch.autograd.grad(norm(*leaves), leaves, dy),
     }
 
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--weight-dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--calls", type=int, default=200, help="of each kind in a round")
+    parser.add_argument("--json", action="store_true", help="one JSON object a library and pass, with every round")
     a = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, dict[str, list[float]]] = {}
@@ -70,20 +72,25 @@ def main() -> None:
         for f in kinds.values():
             f()  # compiles
         before = launches()
-        kinds["forward + backward"]()
+        kinds["both"]()
         counts[name] = launches() - before
-    for warm in track([False] + [True] * a.rounds, "measuring", transient=True):
+    for warm in track([False] + [True] * a.rounds, "measuring", transient=True, disable=a.json):
         for name, kinds in everything.items():
             for kind, f in kinds.items():
                 spent = microseconds(f, a.calls)
                 if warm:
                     measured[name][kind].append(spent)
+    if a.json:
+        for name, found in measured.items():
+            for kind, us in found.items():
+                print(json.dumps({"provider": name, "pass": kind, "samples": us, "launches": counts[name]}))
+        return
     medians = {name: {k: statistics.median(v) for k, v in kinds.items()} for name, kinds in measured.items()}
     table = Table(
         "", *medians["eager"], "launches", title=f"host us a call (x eager), bf16 {a.rows} x {a.hidden}, stub driver"
     )
-    for name, found in medians.items():
-        cells = [f"{us:.1f} ({us / medians['eager'][k]:.2f})" for k, us in found.items()]
+    for name, medians_of in medians.items():
+        cells = [f"{us:.1f} ({us / medians['eager'][k]:.2f})" for k, us in medians_of.items()]
         table.add_row(name, *cells, str(counts[name]))
     Console(width=110).print(table)
 

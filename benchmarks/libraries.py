@@ -55,9 +55,14 @@ def _liger() -> Norm:
         # The interpreter has no libdevice and leaves floats Python's, where the compiler makes them fp32.
         liger.rsqrt = lambda value: tl.rsqrt(value)  # looked up late: tl is interpreted during launches only
         eps = tl.tensor(TensorHandle(np.array([EPS], np.float32), tl.float32), tl.float32)
-        # Tensors on the CPU would get one program backward.
-        _redefine(liger, "layer_norm_backward", "sm_count = 1", f"sm_count = {MULTIPROCESSORS}")
+        spread_liger()
     return lambda x, w, b: liger.LigerLayerNormFunction.apply(x, w, b, eps)
+
+
+def spread_liger() -> None:
+    """As many programs backward as on the H100; tensors on the CPU would get one."""
+    liger = importlib.import_module("liger_kernel.ops.layer_norm")
+    _redefine(liger, "layer_norm_backward", "sm_count = 1", f"sm_count = {MULTIPROCESSORS}")
 
 
 def _fla() -> Norm:

@@ -45,14 +45,16 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
     import torch
     from triton.runtime.jit import JITFunction
 
-    from benchmarks.libraries import libraries
+    from benchmarks.libraries import libraries, spread_liger
     from tritonln.__main__ import DTYPES
     from tritonln.device import TARGETS
     from tritonln.inspect import LATENCY
     from tritonln.machine_code import read_cubin
 
     device = TARGETS[target]
-    norm = dict(libraries())[name]
+    norm = libraries()[name]
+    if name == "liger":
+        spread_liger()
     run = JITFunction.run
     for case in cases:
         launched: dict[str, dict[str, Any]] = {}

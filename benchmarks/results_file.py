@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import threading
 from collections.abc import Iterable
 from typing import Any
 
@@ -120,6 +121,8 @@ class Results:
                 was = ", ".join(f"{k} {old[0].get(k)!r} there, {header.get(k)!r} here" for k in differ)
                 raise ValueError(f"{path} was begun elsewhere: {was}; give another --out, or --fresh to start over")
         self.header = old[0] if old else header
+        self.others = [r for r in old if r["record"] not in ("cell", "begun")]
+        self.lock = threading.Lock()
         self.done = {r["id"] for r in old if r["record"] == "cell"}
         begun = [r["id"] for r in old if r["record"] == "begun"]
         self.fatal = {i for i in begun if i not in self.done and begun.count(i) > 1}  # ended the run twice
@@ -127,7 +130,7 @@ class Results:
         path.write_text("".join(json.dumps(r) + "\n" for r in (old or [header])))
 
     def append(self, record: Record) -> None:
-        with self.path.open("a") as file:
+        with self.lock, self.path.open("a") as file:
             file.write(json.dumps(record) + "\n")
             file.flush()
             os.fsync(file.fileno())

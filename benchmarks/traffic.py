@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -201,21 +202,28 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--weight-dtype", choices=DTYPES, default="fp32")
+    parser.add_argument("--json", action="store_true", help="one JSON object a library, row length and pass")
     a = parser.parse_args()
     columns = "N", "library", "kernel", "programs", "distinct MB", "asked MB", "launches", "distinct / least"
     table = Table(*columns, title=f"{a.rows} rows, {a.dtype}, {a.weight_dtype} parameters")
     cases = list(itertools.product(a.hidden, libraries().items()))
-    for N, (library, norm) in track(cases, "interpreting", transient=True):
+    for N, (library, norm) in track(cases, "interpreting", transient=True, disable=a.json):
         try:
             traffic = layer_norm_traffic(a.rows, N, DTYPES[a.dtype], DTYPES[a.weight_dtype], norm)
         except RuntimeError as error:
             table.add_row(str(N), library, f"refuses: {str(error)[:60]}")
             continue
-        for kernels, ratio in zip((traffic.forward, traffic.backward), traffic.ratios):
+        for direction, kernels, ratio in zip(
+            ("forward", "backward"), (traffic.forward, traffic.backward), traffic.ratios
+        ):
+            if a.json:
+                found = {"provider": library, "N": N, "pass": direction, "launches": len(kernels), "ratio": ratio}
+                print(json.dumps(found), flush=True)
             for i, k in enumerate(kernels):
                 cells = k.name, str(k.programs or ""), f"{k.distinct / 1e6:.3f}", f"{k.asked / 1e6:.3f}"
                 table.add_row(str(N), library, *cells, *((str(len(kernels)), f"{ratio:.3f}") if i == 0 else ()))
-    Console(width=120).print(table)
+    if not a.json:
+        Console(width=120).print(table)
 
 
 if __name__ == "__main__":

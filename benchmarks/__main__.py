@@ -1,0 +1,116 @@
+"""python -m benchmarks: measure, report, compare.
+
+    python -m benchmarks run                              every case, every provider, on the GPU here
+    python -m benchmarks run --offline --target sm_90     what can be known without one
+    python -m benchmarks report RESULTS.jsonl             one HTML page and its plots
+    python -m benchmarks compare OLD.jsonl NEW.jsonl      regressions first
+
+A run that was stopped continues where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases
+from benchmarks.providers import PROVIDERS
+from benchmarks.results_file import RESULTS, Results, environment
+from tritonln.device import TARGETS
+
+
+def names(known: Sequence[str]) -> object:
+    """An argparse type: a comma-separated list of these."""
+
+    def parse(text: str) -> list[str]:
+        wanted = text.split(",")
+        for name in wanted:
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"unknown {name!r}: expected some of {', '.join(known)}")
+        return wanted
+
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = top.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="sweep, and write results.jsonl")
+    run.add_argument("--offline", action="store_true", help="compile, count and model instead of measuring")
+    run.add_argument("--target", choices=TARGETS, default="sm_90", help="of --offline (default: %(default)s)")
+    run.add_argument("--rehearse", action="store_true", help="take the CPU for a GPU: to try the harness, not to measure")
+    run.add_argument("--cases", type=names(GROUPS), help=f"of {','.join(GROUPS)} (default: all; offline hidden,rows)")  # type: ignore[arg-type]
+    run.add_argument("--dtypes", type=names(SWEPT_DTYPES), help=f"of {','.join(SWEPT_DTYPES)} (default: all; offline bf16)")  # type: ignore[arg-type]
+    run.add_argument("--passes", type=names(PASSES), help=f"of {','.join(PASSES)} (default: all; offline no no_grad)")  # type: ignore[arg-type]
+    run.add_argument("--providers", type=names(list(PROVIDERS)), default=list(PROVIDERS), help="default: all")  # type: ignore[arg-type]
+    run.add_argument("--most-values", type=int, metavar="N", help="leave out cases with more values in x")
+    run.add_argument("--mode", choices=("events", "graph", "wall"), default="events", help="of timing (default: %(default)s)")
+    run.add_argument("--samples", type=int, default=50, help="of each cell (default: %(default)s)")
+    run.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long; a later run goes on")
+    run.add_argument("--out", type=pathlib.Path, help="folder (default: benchmarks/results/<device>)")
+    run.add_argument("--fresh", action="store_true", help="start over")
+    report = commands.add_parser("report", help="report.html and PNG plots beside the results")
+    report.add_argument("results", type=pathlib.Path, help="a results.jsonl")
+    report.add_argument("--out", type=pathlib.Path, help="folder (default: that of the results)")
+    compare = commands.add_parser("compare", help="two results files: ratio and interval of each cell")
+    compare.add_argument("old", type=pathlib.Path)
+    compare.add_argument("new", type=pathlib.Path)
+    compare.add_argument("--all", action="store_true", help="also cells that did not change")
+    return top
+
+
+def folder_name(device: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
+
+
+def run(a: argparse.Namespace) -> pathlib.Path:
+    swept = cases(
+        a.cases or (("hidden", "rows") if a.offline else GROUPS),
+        a.dtypes or (("bf16",) if a.offline else SWEPT_DTYPES),
+        a.passes or (("forward", "backward", "both") if a.offline else PASSES),
+    )
+    swept = [c for c in swept if a.most_values is None or c.shape.M * c.shape.N <= a.most_values]
+    if a.offline:
+        from benchmarks import offline
+
+        header = environment(None, "modelled", mode="offline", **offline.header(a.target))
+        results = Results((a.out or RESULTS / f"offline-{a.target}") / "results.jsonl", header, a.fresh)
+        offline.run(swept, a.providers, a.target, results)
+        return results.path
+    from benchmarks.sweep import open_bench, sweep
+
+    bench = open_bench(a.rehearse, a.mode, a.samples)
+    header = environment(
+        bench.device, "rehearsed" if a.rehearse else "measured", mode=a.mode, copy_bandwidth=bench.copy_bandwidth
+    )
+    folder = a.out or RESULTS / ("rehearsal" if a.rehearse else folder_name(header["device"]))
+    results = Results(folder / "results.jsonl", header, a.fresh)
+    if not sweep(swept, a.providers, bench, results, a.seconds):
+        print(f"{a.seconds:.0f} s are over; the same command goes on", file=sys.stderr)
+    return results.path
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    a = parser().parse_args(argv)
+    try:
+        if a.command == "run":
+            print(run(a))
+        elif a.command == "report":
+            from benchmarks.report import report
+
+            print(report(a.results, a.out or a.results.parent))
+        else:
+            from benchmarks.compare import compare
+
+            print(compare(a.old, a.new, a.all))
+    except (ValueError, RuntimeError, OSError) as error:
+        sys.exit(f"python -m benchmarks {a.command}: {error}")
+
+
+if __name__ == "__main__":
+    main()
