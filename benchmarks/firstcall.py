@@ -10,6 +10,7 @@ is torch's own cost: it is made before the clock starts.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=4096)
     parser.add_argument("--rows", type=int, default=4096)
+    parser.add_argument("--json", action="store_true", help="one JSON object a state of the cache")
     a = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
@@ -48,6 +50,9 @@ def main() -> None:
             environment = {**os.environ, "TRITON_CACHE_DIR": cache}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             compiled, loaded, seconds = done.stdout.split()
+            if a.json:
+                print(json.dumps({"cache": state, "compiled": int(compiled), "seconds": float(seconds)}))
+                continue
             print(
                 f"N={a.hidden}, {state} cache: {compiled} kernels compiled, {loaded} loaded, {float(seconds):.2f} CPU s"
             )
