@@ -57,6 +57,7 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
         spread_liger()
     run = JITFunction.run
     for case in cases:
+        dtype = DTYPES[case["dtype"]]
         launched: dict[str, dict[str, Any]] = {}
         backward = False
 
@@ -77,8 +78,8 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
                 **{"num_warps": compiled.metadata.num_warps, "num_ctas": 1, "programs": programs},
                 **{"registers": code.registers, "spills": code.spills, "shared": compiled.metadata.shared},
                 **{"resident": resident, "loads": code.loads, "stores": code.stores, "barriers": code.barriers},
-                # At most: every load of the code at once.
-                "in_flight": resident * threads * sum(bits // 8 * n for bits, n in code.loads.items()),
+                # As the inspector counts: the rows that a program reads at once, x forward, x and dy backward.
+                "in_flight": resident * rows * case["N"] * dtype.itemsize * (1 + backward),
                 "needed": round(device.bandwidth * LATENCY / device.multiprocessors),
                 "moved": sum(t.numel() * t.element_size() for t in tensors.values()),
                 "instructions": code.instructions * threads * case["M"] / rows,
@@ -86,7 +87,6 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
             }
             return compiled
 
-        dtype = DTYPES[case["dtype"]]
         x = torch.zeros(case["M"], case["N"], dtype=dtype, requires_grad=True)
         w, b = (torch.zeros(case["N"], dtype=dtype, requires_grad=True) for _ in range(2))
         JITFunction.run = noting

@@ -80,14 +80,17 @@ def bandwidth(header: Record, cells: Sequence[Record], direction: str, dtype: st
 
 def speedup(header: Record, ratios: Sequence[tuple[Record, float]], other: str) -> Figure:
     """A panel a pass: the other's time over tritonln's, over row length and rows."""
+    from matplotlib.colors import LogNorm
+
     directions = [d for d in SHORT if any(r["pass"] == d for r, _ in ratios)]
     f = figure(4.6 * len(directions) + 0.8, 4.4)
     panels = f.subplots(1, len(directions), squeeze=False)[0]
     points: Any = None
+    scale = LogNorm(0.5, 2)  # twice as fast and half as fast are equally far from 1
     for axes, direction in zip(panels, directions):
         some = [(r["N"], r["M"], value) for r, value in ratios if r["pass"] == direction]
         N, M, values = zip(*some)
-        points = axes.scatter(N, M, c=values, cmap="RdYlGn", vmin=0.5, vmax=1.5, marker="s", s=120, edgecolors="#555")
+        points = axes.scatter(N, M, c=values, cmap="RdYlGn", norm=scale, marker="s", s=120, edgecolors="#555")
         for n, m, value in some:
             axes.annotate(f"{value:.2f}", (n, m), fontsize=5.5, ha="center", va="center")
         axes.set_xscale("log", base=2)
@@ -96,7 +99,7 @@ def speedup(header: Record, ratios: Sequence[tuple[Record, float]], other: str) 
         axes.set_ylabel("M (rows)")
         axes.set_title(SHORT[direction], fontsize=10)
         axes.margins(0.1)
-    f.colorbar(points, ax=list(panels), label=f"{other} / tritonln, seconds")
+    f.colorbar(points, ax=list(panels), label=f"{other} / tritonln, seconds", ticks=[0.5, 1, 2], format="%g")
     f.suptitle(f"speed-up over {other}: {note(header)}", fontsize=10)
     return f
 

@@ -111,10 +111,10 @@ calls = {"tritonln": lambda: tritonln.layer_norm(x, 64, w, b), "eager": lambda: 
 found = {name: [] for name in calls}
 for _ in range(12):
     for name, call in calls.items():
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(500):
             call()
-        found[name].append((time.perf_counter() - start) / 500)
+        found[name].append((time.thread_time() - start) / 500)
 print(json.dumps({name: seconds[1:] for name, seconds in found.items()}))
 """
 
@@ -139,12 +139,12 @@ def test_interpreter(benchmark: BenchmarkFixture, direction: str) -> None:
 
     if not interpreting():
         skip(benchmark, "kernels are compiled in this process, not interpreted")
-    x, dy = torch.randn(64, 1024, requires_grad=True), torch.randn(64, 1024)
+    x, dy = torch.randn(16, 1024, requires_grad=True), torch.randn(16, 1024)
     w, b = (torch.randn(1024, requires_grad=True) for _ in range(2))
     call: Callable[[], object] = lambda: tritonln.layer_norm(x, 1024, w, b)  # noqa: E731
     if direction == "both":
         call = lambda: torch.autograd.grad(tritonln.layer_norm(x, 1024, w, b), (x, w, b), dy)  # noqa: E731
-    benchmark.group = "interpreter, 64 x 1024"
+    benchmark.group = "interpreter, 16 x 1024"
     benchmark.pedantic(call, rounds=3)
     if benchmark.stats is not None:
         benchmark.extra_info["values/s"] = x.numel() / benchmark.stats.stats.median

@@ -1,0 +1,133 @@
+"""The one command for the day a GPU is there: `make gpu-acceptance`.
+
+    python -m benchmarks.acceptance [--minutes 9] [--rehearse] [--out FOLDER]
+
+In this order, so that a run that is cut off is worth most: the environment; tests on the device; the
+copy bandwidth; tuning of the shipped hidden sizes; a sweep against eager and cuDNN; the report.  Each step is a
+process with a time of its own, a step that fails stops none of the others, and everything is
+written under benchmarks/results/<gpu>/.  torch, triton, pytest and pytest-benchmark are enough: no network, no install.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+
+from benchmarks.__main__ import folder_name
+from benchmarks.results_file import RESULTS, ROOT
+
+TUNED_HIDDEN = "64,128,256,512,768,1024,2048,4096,8192,16384,32768,65536"
+PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    name: str
+    seconds: float  # at most; what earlier steps leave over goes to later ones
+    command: tuple[str, ...]  # after the interpreter
+    lines: int = 4  # of its output that are shown
+
+
+def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
+    results, small = str(out / "results.jsonl"), ("--most-values", "2048", "--samples", "3")
+    run = ("-m", "benchmarks", "run", "--out", str(out), *(("--rehearse", *small) if rehearse else ()))
+    # Warnings of a torch or triton that this was not developed on are no failures here.
+    tests = (*PYTEST, "-W", "default")
+    whole = () if rehearse else ("tests/test_layer_norm.py", "tests/test_layer_norm_autograd.py", "tests/test_contract.py")
+    tuning = ("-m", "tritonln", "tune", "--dtype", "bf16", "--hidden", "1024" if rehearse else TUNED_HIDDEN)
+    return [
+        Step("environment", 30, ("-m", "benchmarks.acceptance", "--environment"), 12),
+        Step("tests of the device", 100, (*tests, "tests/test_gpu.py", "-rs"), 12),
+        *([Step("tests on the device", 90, (*tests, *whole))] if whole else []),
+        Step("copy bandwidth", 30, (*run, "--providers", "copy", "--cases", "hidden", "--dtypes", "bf16", "--passes", "forward")),
+        Step("tuning", 120, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ()))),
+        Step(
+            "sweep",
+            140,
+            (*run, "--providers", "tritonln,eager,cudnn,copy", "--dtypes", "bf16", "--passes", "no_grad,backward", "--seconds", "130"),
+        ),
+        Step("report", 30, ("-m", "benchmarks", "report", results)),
+    ]  # fmt: skip
+
+
+def environment() -> None:
+    """As much of nvidia-smi, torch and Triton as a reader of the results may ask for."""
+    import torch
+
+    from benchmarks.results_file import environment as found
+
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    kind = "measured" if device is not None else "rehearsed"
+    print(json.dumps(found(device, kind, devices=torch.accelerator.device_count()), indent=1))
+
+
+def perform(todo: Sequence[Step], out: pathlib.Path, minutes: float) -> list[dict[str, object]]:
+    """Runs the steps within the minutes; writes each one's output and, after each, acceptance.json."""
+    end = time.monotonic() + 60 * minutes
+    done: list[dict[str, object]] = []
+    for i, step in enumerate(todo):
+        later = sum(s.seconds for s in todo[i + 1 :])
+        left = end - time.monotonic()
+        allowed = max(step.seconds, left - later) if left > 0 else 0.0
+        allowed = min(allowed, max(0.0, left))
+        start = time.monotonic()
+        log = out / f"{i + 1}-{step.name.replace(' ', '-')}.log"
+        print(f"[{i + 1}/{len(todo)}] {step.name} ({allowed:.0f} s at most)", flush=True)
+        status = _run(step, log, allowed) if allowed > 0 else "no time left"
+        spent = time.monotonic() - start
+        done.append({"step": step.name, "status": status, "seconds": round(spent, 1), "log": log.name})
+        shown = log.read_text().splitlines()[-step.lines :] if log.exists() else []
+        print("\n".join(f"    {line}" for line in [*shown, f"{status}, {spent:.0f} s"]), flush=True)
+        (out / "acceptance.json").write_text(json.dumps(done, indent=1))
+    return done
+
+
+def _run(step: Step, log: pathlib.Path, seconds: float) -> str:
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [sys.executable, *step.command],
+            stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return "out of time"
+    return "ok" if code == 0 else f"failed with {code}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--rehearse", action="store_true", help="the same steps, small, with the CPU taken for a GPU")
+    parser.add_argument("--out", type=pathlib.Path)
+    parser.add_argument("--environment", action="store_true", help="print the environment and end")
+    a = parser.parse_args(argv)
+    if a.environment:
+        environment()
+        return 0
+    import torch
+
+    if a.rehearse:
+        out = a.out or RESULTS / "rehearsal"
+    elif torch.accelerator.is_available():
+        out = a.out or RESULTS / folder_name(torch.get_device_module().get_device_name(0))
+    else:
+        print("no GPU here: --rehearse tries the steps on the CPU")
+        return 1
+    out.mkdir(parents=True, exist_ok=True)
+    done = perform(steps(out, a.rehearse), out, a.minutes)
+    print(f"everything is in {out}")
+    return int(any(step["status"] != "ok" for step in done))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
