@@ -152,8 +152,8 @@ def counted() -> Iterator[list[Kernel]]:
 def _buffer(name: str, t: Tensor, read: int = 0, written: int = 0) -> Buffer:
     """A tensor's storage, of which that many bytes are read or written already, whichever they are."""
     storage = t.untyped_storage()
-    flags = (np.zeros(storage.nbytes(), bool) for _ in range(2))
-    buffer = Buffer(name, storage.data_ptr(), *flags, asked=read + written)
+    untouched = np.zeros(storage.nbytes(), bool)
+    buffer = Buffer(name, storage.data_ptr(), untouched, untouched.copy(), read + written)
     buffer.read[:read] = buffer.written[:written] = True
     return buffer
 
