@@ -45,11 +45,6 @@ class Buffer:
     def distinct(self) -> int:
         return int(self.read.sum()) + int(self.written.sum())
 
-    def fill(self, flags: np.ndarray[Any, Any], size: int) -> None:
-        """Flags as many bytes as a tensor has, which of its storage's they are does not matter."""
-        flags[:size] = True
-        self.asked += size
-
 
 @dataclasses.dataclass
 class Kernel:
@@ -57,7 +52,7 @@ class Kernel:
 
     name: str
     buffers: list[Buffer]
-    programs: int | None = None  # of torch's operators, unknown
+    programs: int | None = None  # unknown of torch's operators
 
     @property
     def distinct(self) -> int:
@@ -100,12 +95,9 @@ class TorchOperators(TorchDispatchMode):
             viewed = {t.untyped_storage().data_ptr() for t in inputs}
             outputs = [t for t in outputs if t.untyped_storage().data_ptr() not in viewed]
         if outputs and "empty" not in func._schema.name:
-            read, written = ([_buffer(side, t) for t in ts] for side, ts in (("in", inputs), ("out", outputs)))
-            for t, buffer in zip(inputs, read):
-                buffer.fill(buffer.read, t.nbytes)
-            for t, buffer in zip(outputs, written):
-                buffer.fill(buffer.written, t.nbytes)
-            self.kernels.append(Kernel(func._schema.name, read + written))
+            buffers = [_buffer("in", t, read=t.nbytes) for t in inputs]
+            buffers += [_buffer("out", t, written=t.nbytes) for t in outputs]
+            self.kernels.append(Kernel(func._schema.name, buffers))
         return out
 
 
@@ -158,9 +150,13 @@ def counted() -> Iterator[list[Kernel]]:
         yield kernels
 
 
-def _buffer(name: str, t: Tensor) -> Buffer:
-    size = t.untyped_storage().nbytes()
-    return Buffer(name, t.untyped_storage().data_ptr(), np.zeros(size, bool), np.zeros(size, bool))
+def _buffer(name: str, t: Tensor, read: int = 0, written: int = 0) -> Buffer:
+    """A tensor's storage, of which that many bytes are read or written already, whichever they are."""
+    storage = t.untyped_storage()
+    untouched = np.zeros(storage.nbytes(), bool)
+    buffer = Buffer(name, storage.data_ptr(), untouched, untouched.copy(), read + written)
+    buffer.read[:read] = buffer.written[:written] = True
+    return buffer
 
 
 @dataclasses.dataclass
