@@ -46,6 +46,7 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
     from triton.runtime.jit import JITFunction
 
     from benchmarks.libraries import libraries, spread_liger
+    from benchmarks.traffic import Kernel, TorchOperators
     from tritonln.__main__ import DTYPES
     from tritonln.device import TARGETS
     from tritonln.inspect import LATENCY
@@ -55,7 +56,7 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
     norm = libraries()[name]
     if name == "liger":
         spread_liger()
-    run = JITFunction.run
+    run, needed = JITFunction.run, round(device.bandwidth * LATENCY / device.multiprocessors)
     for case in cases:
         dtype = DTYPES[case["dtype"]]
         launched: dict[str, dict[str, Any]] = {}
@@ -80,7 +81,7 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
                 **{"resident": resident, "loads": code.loads, "stores": code.stores, "barriers": code.barriers},
                 # As the inspector counts: the rows that a program reads at once, x forward, x and dy backward.
                 "in_flight": resident * rows * case["N"] * dtype.itemsize * (1 + backward),
-                "needed": round(device.bandwidth * LATENCY / device.multiprocessors),
+                "needed": needed,
                 "moved": sum(t.numel() * t.element_size() for t in tensors.values()),
                 "instructions": code.instructions * threads * case["M"] / rows,
                 "backward": backward,
@@ -90,16 +91,31 @@ def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[
         x = torch.zeros(case["M"], case["N"], dtype=dtype, requires_grad=True)
         w, b = (torch.zeros(case["N"], dtype=dtype, requires_grad=True) for _ in range(2))
         JITFunction.run = noting
+        dy, torchs = torch.zeros_like(x), [list[Kernel](), list[Kernel]()]
         try:
-            y = norm(x, w, b)
+            with TorchOperators(torchs[0]):
+                y = norm(x, w, b)
             backward = True
-            torch.autograd.grad(y, (x, w, b), torch.zeros_like(y))
+            with TorchOperators(torchs[1]):
+                torch.autograd.grad(y, (x, w, b), dy)
         except Exception as error:
             yield [{"refused": f"{type(error).__name__}: {str(error)[:200]}"}]
             continue
         finally:
             JITFunction.run = run
-        yield list(launched.values())
+        yield [*launched.values(), *(
+            of_torch(k, device, needed, bool(i)) for i, ks in enumerate(torchs) for k in ks
+        )]  # fmt: skip
+
+
+def of_torch(kernel: Any, device: Any, needed: int, backward: bool) -> dict[str, Any]:
+    """An operator of torch's that a library calls, such as a sum over partial sums, taken to run at full bandwidth."""
+    nothing = dict.fromkeys(("num_ctas", "registers", "spills", "shared", "resident", "barriers"), 0)
+    return {
+        **nothing,
+        **{"kernel": kernel.name, "num_warps": 0, "programs": device.multiprocessors, "loads": {}, "stores": {}},
+        **{"in_flight": needed, "needed": needed, "moved": kernel.distinct, "instructions": None, "backward": backward},
+    }
 
 
 def main() -> None:
