@@ -2,6 +2,7 @@
 
     python -m benchmarks run                              every case, every provider, on the GPU here
     python -m benchmarks run --offline --target sm_90     what can be known without one
+    python -m benchmarks bench                            the one of the two that fits this machine, and its report
     python -m benchmarks report RESULTS.jsonl             one HTML page and its plots
     python -m benchmarks compare OLD.jsonl NEW.jsonl      regressions first
 
@@ -14,7 +15,7 @@ import argparse
 import pathlib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases
 from benchmarks.providers import PROVIDERS
@@ -22,7 +23,7 @@ from benchmarks.results_file import RESULTS, Results, environment
 from tritonln.device import TARGETS
 
 
-def names(known: Sequence[str]) -> object:
+def names(known: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: a comma-separated list of these."""
 
     def parse(text: str) -> list[str]:
@@ -43,13 +44,21 @@ def parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="sweep, and write results.jsonl")
     run.add_argument("--offline", action="store_true", help="compile, count and model instead of measuring")
     run.add_argument("--target", choices=TARGETS, default="sm_90", help="of --offline (default: %(default)s)")
-    run.add_argument("--rehearse", action="store_true", help="take the CPU for a GPU: to try the harness, not to measure")
-    run.add_argument("--cases", type=names(GROUPS), help=f"of {','.join(GROUPS)} (default: all; offline hidden,rows)")  # type: ignore[arg-type]
-    run.add_argument("--dtypes", type=names(SWEPT_DTYPES), help=f"of {','.join(SWEPT_DTYPES)} (default: all; offline bf16)")  # type: ignore[arg-type]
-    run.add_argument("--passes", type=names(PASSES), help=f"of {','.join(PASSES)} (default: all; offline no no_grad)")  # type: ignore[arg-type]
-    run.add_argument("--providers", type=names(list(PROVIDERS)), default=list(PROVIDERS), help="default: all")  # type: ignore[arg-type]
+    run.add_argument(
+        "--rehearse", action="store_true", help="take the CPU for a GPU: to try the harness, not to measure"
+    )
+    run.add_argument("--cases", type=names(GROUPS), help=f"of {','.join(GROUPS)} (default: all; offline hidden,rows)")
+    run.add_argument(
+        "--dtypes", type=names(SWEPT_DTYPES), help=f"of {','.join(SWEPT_DTYPES)} (default: all; offline bf16)"
+    )
+    run.add_argument("--passes", type=names(PASSES), help=f"of {','.join(PASSES)} (default: all; offline no no_grad)")
+    run.add_argument(
+        "--providers", type=names(list(PROVIDERS)), help="default: all; offline those whose kernels are Triton's"
+    )
     run.add_argument("--most-values", type=int, metavar="N", help="leave out cases with more values in x")
-    run.add_argument("--mode", choices=("events", "graph", "wall"), default="events", help="of timing (default: %(default)s)")
+    run.add_argument(
+        "--mode", choices=("events", "graph", "wall"), default="events", help="of timing (default: %(default)s)"
+    )
     run.add_argument("--samples", type=int, default=50, help="of each cell (default: %(default)s)")
     run.add_argument("--seconds", type=float, default=float("inf"), help="stop after so long; a later run goes on")
     run.add_argument("--out", type=pathlib.Path, help="folder (default: benchmarks/results/<device>)")
@@ -57,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="report.html and PNG plots beside the results")
     report.add_argument("results", type=pathlib.Path, help="a results.jsonl")
     report.add_argument("--out", type=pathlib.Path, help="folder (default: that of the results)")
+    commands.add_parser("bench", help="run, as fits this machine, and report")
     compare = commands.add_parser("compare", help="two results files: ratio and interval of each cell")
     compare.add_argument("old", type=pathlib.Path)
     compare.add_argument("new", type=pathlib.Path)
@@ -74,13 +84,14 @@ def run(a: argparse.Namespace) -> pathlib.Path:
         a.dtypes or (("bf16",) if a.offline else SWEPT_DTYPES),
         a.passes or (("forward", "backward", "both") if a.offline else PASSES),
     )
-    swept = [c for c in swept if a.most_values is None or c.shape.M * c.shape.N <= a.most_values]
+    swept = [c for c in swept if a.most_values is None or a.most_values >= c.shape.M * c.shape.N]
+    providers = a.providers or [name for name, p in PROVIDERS.items() if p.compiles or not a.offline]
     if a.offline:
         from benchmarks import offline
 
         header = environment(None, "modelled", mode="offline", **offline.header(a.target))
         results = Results((a.out or RESULTS / f"offline-{a.target}") / "results.jsonl", header, a.fresh)
-        offline.run(swept, a.providers, a.target, results)
+        offline.run(swept, providers, a.target, results)
         return results.path
     from benchmarks.sweep import open_bench, sweep
 
@@ -90,9 +101,20 @@ def run(a: argparse.Namespace) -> pathlib.Path:
     )
     folder = a.out or RESULTS / ("rehearsal" if a.rehearse else folder_name(header["device"]))
     results = Results(folder / "results.jsonl", header, a.fresh)
-    if not sweep(swept, a.providers, bench, results, a.seconds):
+    if not sweep(swept, providers, bench, results, a.seconds):
         print(f"{a.seconds:.0f} s are over; the same command goes on", file=sys.stderr)
     return results.path
+
+
+def bench() -> pathlib.Path:
+    """On a GPU every case in bf16; without one the offline sweep.  Always from the start."""
+    import torch
+
+    from benchmarks.report import report
+
+    mode = ("--dtypes", "bf16") if torch.accelerator.is_available() else ("--offline",)
+    results = run(parser().parse_args(["run", "--fresh", *mode]))
+    return report(results, results.parent)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -100,6 +122,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         if a.command == "run":
             print(run(a))
+        elif a.command == "bench":
+            print(bench())
         elif a.command == "report":
             from benchmarks.report import report
 

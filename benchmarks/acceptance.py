@@ -41,7 +41,9 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
     run = ("-m", "benchmarks", "run", "--out", str(out), *(("--rehearse", *small) if rehearse else ()))
     # Warnings of a torch or triton that this was not developed on are no failures here.
     tests = (*PYTEST, "-W", "default", "--continue-on-collection-errors")
-    whole = () if rehearse else ("tests/test_layer_norm.py", "tests/test_layer_norm_autograd.py", "tests/test_contract.py")
+    whole = (
+        () if rehearse else ("tests/test_layer_norm.py", "tests/test_layer_norm_autograd.py", "tests/test_contract.py")
+    )
     tuning = ("-m", "tritonln", "tune", "--dtype", "bf16", "--hidden", "1024" if rehearse else TUNED_HIDDEN)
     return [
         Step("environment", 30, ("-m", "benchmarks.acceptance", "--environment"), 12),

@@ -10,112 +10,147 @@ kernel that they launch is read from its cubin.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import sys
 from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import stub
+from tritonln.device import TARGETS, Device
 
-KEPT = ("kernel", "num_warps", "num_ctas", "programs", "registers", "spills", "shared", "resident")
-READ = ("loads", "stores", "barriers", "in_flight", "needed")
+KEPT = (
+    *("kernel", "num_warps", "num_ctas", "programs", "registers", "spills", "shared", "resident"),
+    *("loads", "stores", "barriers", "in_flight", "needed"),
+)
+
+MOST_VALUES = 32  # a thread, of a tile
+
+Facts = dict[str, Any]
 
 
-def of_tritonln(target: str, cases: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+def of_tritonln(target: str, cases: list[Facts]) -> Iterator[list[Facts]]:
+    os.environ["TRITON_INTERPRET"] = "0"
     from tritonln.__main__ import DTYPES
     from tritonln.inspect import inspect_layer_norm
 
     for case in cases:
         dtype = DTYPES[case["dtype"]]
         reports = inspect_layer_norm(target, case["N"], dtype, dtype, case["M"])
-        values = case["M"] * case["N"]
-        found = []
+        found: list[Facts] = []
         for r in reports:
-            facts = {k: getattr(r, k) for k in (*KEPT, *READ)}
-            # The sum over partial sums walks `programs` rows of the kernel before it, not M.
-            walked = values if r.kernel != "column_sum" else found[-1]["programs"] * case["N"]
-            facts["moved"] = r.bytes_per_element * walked
-            facts["instructions"] = r.instructions_per_element and r.instructions_per_element * walked
-            found.append(facts | {"backward": r.kernel != reports[0].kernel})
+            # The sum over partial sums walks one row for each program of the kernel before it.
+            values = case["N"] * (found[-1]["programs"] if r.kernel == "column_sum" else case["M"])
+            each = r.instructions_per_element
+            found.append({
+                **{k: getattr(r, k) for k in KEPT},
+                "moved": r.bytes_per_element * values,
+                "instructions": None if each is None else each * values,
+                "backward": r is not reports[0],
+            })  # fmt: skip
         yield found
 
 
-def of_library(name: str, target: str, cases: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+@dataclasses.dataclass
+class Listener:
+    """Stands before JITFunction.run, and notes what each launch was compiled to."""
+
+    device: Device
+    needed: int
+    run: Any
+    case: Facts
+    itemsize: int
+    backward: bool = False
+    launched: dict[str, Facts] = dataclasses.field(default_factory=dict)
+
+    def note(self, kernel: Any, args: tuple[Any, ...], options: Facts) -> Any:
+        import torch
+
+        from tritonln.machine_code import read_cubin
+
+        compiled = self.run(kernel, *args, **options)
+        code, name = read_cubin(compiled, self.device), kernel.fn.__name__
+        # Of configurations that an autotuner tries, the one that spills least: here all take the same time.
+        if name in self.launched and self.launched[name]["spills"] <= code.spills:
+            return compiled
+        grid = options["grid"](options) if callable(options["grid"]) else options["grid"]
+        programs, threads = grid[0] * (grid[1] if len(grid) > 1 else 1), compiled.metadata.num_warps * 32
+        resident = min(code.resident, -(-programs // self.device.multiprocessors))
+        rows = options.get("BT", options.get("BLOCK_ROW", 1))  # of a tile, as these libraries call it
+        tensors = {a.data_ptr(): a for a in (*args, *options.values()) if isinstance(a, torch.Tensor)}
+        self.launched[name] = {
+            **{"kernel": name, "num_warps": compiled.metadata.num_warps, "num_ctas": 1, "programs": programs},
+            **{"registers": code.registers, "spills": code.spills, "shared": compiled.metadata.shared},
+            **{"resident": resident, "loads": code.loads, "stores": code.stores, "barriers": code.barriers},
+            # As the inspector counts: the rows that a program reads at once, x forward, x and dy backward.
+            "in_flight": resident * rows * self.case["N"] * self.itemsize * (1 + self.backward),
+            "needed": self.needed,
+            "moved": sum(t.numel() * t.element_size() for t in tensors.values()),
+            "instructions": code.instructions * threads * self.case["M"] / rows,
+            "backward": self.backward,
+        }
+        return compiled
+
+    def torchs(self, kernel: Any, backward: bool) -> Facts:
+        """An operator of torch's, such as a sum over partial sums, taken to run at full bandwidth."""
+        return {
+            **dict.fromkeys(("num_warps", "num_ctas", "registers", "spills", "shared", "resident", "barriers"), 0),
+            **{"kernel": kernel.name, "programs": self.device.multiprocessors, "loads": {}, "stores": {}},
+            **{"in_flight": self.needed, "needed": self.needed, "moved": kernel.distinct},
+            **{"instructions": None, "backward": backward},
+        }
+
+
+def of_library(name: str, target: str, cases: list[Facts]) -> Iterator[list[Facts]]:
     stub.install()
     import torch
+    from triton.runtime.autotuner import Autotuner
     from triton.runtime.jit import JITFunction
 
     from benchmarks.libraries import libraries, spread_liger
     from benchmarks.traffic import Kernel, TorchOperators
     from tritonln.__main__ import DTYPES
-    from tritonln.device import TARGETS
     from tritonln.inspect import LATENCY
-    from tritonln.machine_code import read_cubin
 
-    device = TARGETS[target]
-    norm = libraries()[name]
+    device, norm, run = TARGETS[target], libraries()[name], JITFunction.run
+    needed = round(device.bandwidth * LATENCY / device.multiprocessors)
     if name == "liger":
         spread_liger()
-    run, needed = JITFunction.run, round(device.bandwidth * LATENCY / device.multiprocessors)
+    if name == "fla":
+        prune(Autotuner)
     for case in cases:
         dtype = DTYPES[case["dtype"]]
-        launched: dict[str, dict[str, Any]] = {}
-        backward = False
-
-        def noting(self: Any, *args: Any, **options: Any) -> Any:
-            compiled = run(self, *args, **options)
-            code = read_cubin(compiled, device)
-            kernel = self.fn.__name__
-            # Of configurations that an autotuner tries, the one that spills least: here all take the same time.
-            if kernel in launched and launched[kernel]["spills"] <= code.spills:
-                return compiled
-            grid = options["grid"](options) if callable(options["grid"]) else options["grid"]
-            programs, threads = grid[0] * (grid[1] if len(grid) > 1 else 1), compiled.metadata.num_warps * 32
-            resident = min(code.resident, -(-programs // device.multiprocessors))
-            rows = options.get("BT", options.get("BLOCK_ROW", 1))
-            tensors = {a.data_ptr(): a for a in (*args, *options.values()) if isinstance(a, torch.Tensor)}
-            launched[kernel] = {
-                "kernel": kernel,
-                **{"num_warps": compiled.metadata.num_warps, "num_ctas": 1, "programs": programs},
-                **{"registers": code.registers, "spills": code.spills, "shared": compiled.metadata.shared},
-                **{"resident": resident, "loads": code.loads, "stores": code.stores, "barriers": code.barriers},
-                # As the inspector counts: the rows that a program reads at once, x forward, x and dy backward.
-                "in_flight": resident * rows * case["N"] * dtype.itemsize * (1 + backward),
-                "needed": needed,
-                "moved": sum(t.numel() * t.element_size() for t in tensors.values()),
-                "instructions": code.instructions * threads * case["M"] / rows,
-                "backward": backward,
-            }
-            return compiled
-
+        listener = Listener(device, needed, run, case, dtype.itemsize)
         x = torch.zeros(case["M"], case["N"], dtype=dtype, requires_grad=True)
         w, b = (torch.zeros(case["N"], dtype=dtype, requires_grad=True) for _ in range(2))
-        JITFunction.run = noting
-        dy, torchs = torch.zeros_like(x), [list[Kernel](), list[Kernel]()]
+        dy, forward, backward = torch.zeros_like(x), list[Kernel](), list[Kernel]()
+        JITFunction.run = lambda self, *args, heard=listener, **options: heard.note(self, args, options)
         try:
-            with TorchOperators(torchs[0]):
+            with TorchOperators(forward):
                 y = norm(x, w, b)
-            backward = True
-            with TorchOperators(torchs[1]):
+            listener.backward = True
+            with TorchOperators(backward):
                 torch.autograd.grad(y, (x, w, b), dy)
         except Exception as error:
             yield [{"refused": f"{type(error).__name__}: {str(error)[:200]}"}]
             continue
         finally:
             JITFunction.run = run
-        yield [*launched.values(), *(
-            of_torch(k, device, needed, bool(i)) for i, ks in enumerate(torchs) for k in ks
-        )]  # fmt: skip
+        torchs = [listener.torchs(k, False) for k in forward] + [listener.torchs(k, True) for k in backward]
+        yield [*listener.launched.values(), *torchs]
 
 
-def of_torch(kernel: Any, device: Any, needed: int, backward: bool) -> dict[str, Any]:
-    """An operator of torch's that a library calls, such as a sum over partial sums, taken to run at full bandwidth."""
-    nothing = dict.fromkeys(("num_ctas", "registers", "spills", "shared", "resident", "barriers"), 0)
-    return {
-        **nothing,
-        **{"kernel": kernel.name, "num_warps": 0, "programs": device.multiprocessors, "loads": {}, "stores": {}},
-        **{"in_flight": needed, "needed": needed, "moved": kernel.distinct, "instructions": None, "backward": backward},
-    }
+def prune(autotuner: Any) -> None:
+    """Only configurations of few values a thread are compiled: the others spill, and take minutes each."""
+    every = autotuner.prune_configs
+
+    def few(self: Any, arguments: Facts) -> list[Any]:
+        found = every(self, arguments)
+        values = [c.kwargs.get("BT", 1) * arguments["D"] / (32 * c.num_warps) for c in found]
+        return [c for c, n in zip(found, values) if n <= MOST_VALUES] or [found[values.index(min(values))]]
+
+    autotuner.prune_configs = few
 
 
 def main() -> None:
@@ -124,13 +159,7 @@ def main() -> None:
     parser.add_argument("--provider", required=True)
     a = parser.parse_args()
     cases = json.load(sys.stdin)
-    if a.provider == "tritonln":
-        import os
-
-        os.environ["TRITON_INTERPRET"] = "0"
-        found = of_tritonln(a.target, cases)
-    else:
-        found = of_library(a.provider, a.target, cases)
+    found = of_tritonln(a.target, cases) if a.provider == "tritonln" else of_library(a.provider, a.target, cases)
     for kernels in found:
         print(json.dumps(kernels), flush=True)
 

@@ -113,11 +113,18 @@ def host_time(host: Sequence[Record]) -> Figure:
     providers = list(dict.fromkeys(r["provider"] for r in host))
     width = 0.8 / len(providers)
     for i, provider in enumerate(providers):
-        heights = [median(r["samples"]) for d in directions for r in host if (r["provider"], r["pass"]) == (provider, d)]
-        bars = axes.bar([j + i * width for j in range(len(heights))], heights, width, label=provider, color=COLORS.get(provider))
+        heights = [
+            median(r["samples"]) for d in directions for r in host if (r["provider"], r["pass"]) == (provider, d)
+        ]
+        bars = axes.bar(
+            [j + i * width for j in range(len(heights))], heights, width, label=provider, color=COLORS.get(provider)
+        )
         axes.bar_label(bars, fmt="%.0f", fontsize=7)
     axes.set_xticks([j + 0.4 - width / 2 for j in range(len(directions))], [SHORT[d] for d in directions])
     axes.set_ylabel("host us a call")
-    axes.set_title(f"host time, {host[0]['M']} x {host[0]['N']}, CPU time on a stub driver (eager: with its arithmetic)", fontsize=10)
+    axes.set_title(
+        f"host time, {host[0]['M']} x {host[0]['N']}, CPU time on a stub driver (eager: with its arithmetic)",
+        fontsize=10,
+    )
     axes.legend(fontsize=8)
     return f

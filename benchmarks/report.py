@@ -36,10 +36,10 @@ def report(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         pictures = plots(header, timed, host)
-        missing = ""
+        absent = ""
     except ImportError:
         pictures = {}
-        missing = "<p>No plots: matplotlib is not installed here. pip install matplotlib, and report again.</p>"
+        absent = "<p>No plots: matplotlib is not installed here. pip install matplotlib, and report again.</p>"
     for name, picture in pictures.items():
         (folder / name).write_bytes(picture)
     offline = header["kind"] == "modelled"
@@ -48,12 +48,16 @@ def report(path: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
         style=(PAGE / "style.css").read_text(),
         script=(PAGE / "table.js").read_text(),
         environment=_table(("", ""), [(k, _plain(v)) for k, v in header.items() if k != "record"]),
-        plots=missing + "".join(_image(name, picture) for name, picture in pictures.items()),
+        plots=absent + "".join(_image(name, picture) for name, picture in pictures.items()),
         worst=_worst(timed),
         host=_host(host),
         traffic=_traffic([r for r in records if r["record"] == "traffic"]),
+        missing=_missing(measured),
         cells=_table(
-            OFFLINE_COLUMNS if offline else COLUMNS, [_row(r, offline) for r in measured], "cells", sortable=True
+            OFFLINE_COLUMNS if offline else COLUMNS,
+            [_row(r, offline) for r in measured if r["status"] != "missing"],
+            "cells",
+            sortable=True,
         ),
         notice=html.escape(NOTICE[header["kind"]]),
     )
@@ -66,8 +70,8 @@ NOTICE = {
     "measured": "Times are the device's own; GB/s count the least bytes that must move; % of copy is of a device "
     "copy measured in the same run. A cell whose result is wrong is not timed.",
     "modelled": "No time on this page was measured on a GPU. Times and GB/s marked modelled come from a roofline over "
-    "what was compiled and counted, which charges nothing for spills, launches or synchronization; spills, widths, launches "
-    "and bytes are facts of the machine code and of the launches.",
+    "what was compiled and counted, which charges nothing for spills, launches or synchronization; spills, widths, "
+    "launches and bytes are facts of the machine code and of the launches.",
     "rehearsed": "A rehearsal: the harness ran on a CPU taken for a GPU. Its times say nothing of any GPU.",
 }
 
@@ -96,6 +100,12 @@ def _row(r: Record, offline: bool) -> list[Any]:
     return [*head, us, spread, r.get("GB/s"), r["of_copy"] * 100 if "of_copy" in r else None, said]
 
 
+def _missing(measured: Sequence[Record]) -> str:
+    """One line for each provider that is not here, with the command that brings it."""
+    absent = {r["provider"]: r["reason"] for r in measured if r["status"] == "missing"}
+    return "".join(f"<p>{html.escape(name)}: {html.escape(reason)}</p>" for name, reason in absent.items())
+
+
 def _widths(widths: dict[str, int]) -> str:
     return " ".join(f"{count}x{bits}" for bits, count in widths.items())
 
@@ -106,9 +116,7 @@ def _worst(timed: Sequence[Record]) -> str:
     rows = []
     for r in ours:
         case = r["id"].rsplit("/", 1)[0]
-        rivals = [
-            o for o in timed if o["id"].rsplit("/", 1)[0] == case and o["provider"] not in ("tritonln", "copy")
-        ]
+        rivals = [o for o in timed if o["id"].rsplit("/", 1)[0] == case and o["provider"] not in ("tritonln", "copy")]
         if not rivals:
             continue
         best = min(rivals, key=lambda o: o["seconds"])

@@ -75,7 +75,9 @@ def commit() -> str:
         return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, check=True).stdout
 
     try:
-        clean = not git("status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results", ":!autotune_cache")
+        clean = not git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results", ":!autotune_cache"
+        )
         return git("rev-parse", "HEAD").strip() + ("" if clean else "+")
     except (OSError, subprocess.CalledProcessError):
         return ""

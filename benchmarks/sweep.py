@@ -43,15 +43,15 @@ def open_bench(rehearse: bool = False, mode: str = "events", samples: int = timi
     Raises RuntimeError where there is no GPU.
     """
     if rehearse:
-        device, clock, size, l2 = torch.device("cpu"), timing.Host(), 1 << 20, 0
-    elif not torch.accelerator.is_available():
+        cpu, host = torch.device("cpu"), timing.Host()
+        return Bench(cpu, host, timing.copy_bandwidth(cpu, host, 1 << 20), 0, mode, samples)
+    if not torch.accelerator.is_available():
         raise RuntimeError("no GPU here: expected one, or --offline --target sm_90 for what can be known without")
-    else:
-        device = torch.device(torch.accelerator.current_accelerator().type, 0)  # type: ignore[union-attr]
-        clock = timing.Accelerator(device)
-        properties = torch.get_device_module(device).get_device_properties(device)
-        size, l2 = min(1 << 30, properties.total_memory // 8), getattr(properties, "L2_cache_size", 64 << 20)
-    return Bench(device, clock, timing.copy_bandwidth(device, clock, size), l2, mode, samples)
+    device = torch.device(torch.accelerator.current_accelerator().type, 0)  # type: ignore[union-attr]
+    clock = timing.Accelerator(device)
+    properties = torch.get_device_module(device).get_device_properties(device)
+    roof = timing.copy_bandwidth(device, clock, min(1 << 30, properties.total_memory // 8))
+    return Bench(device, clock, roof, getattr(properties, "L2_cache_size", 64 << 20), mode, samples)
 
 
 def describe(case: Case, provider: Provider) -> Record:

@@ -58,7 +58,8 @@ def test_device(benchmark: BenchmarkFixture, case: Case, provider: Provider, req
     assert found["status"] == "ok", found["reason"]
     benchmark.group = case.id
     benchmark.extra_info.update(
-        {k: found[k] for k in ("GB/s", "of_copy", "configuration", "cold")} | {"mode": bench.mode, "provider": provider.name}
+        {k: found[k] for k in ("GB/s", "of_copy", "configuration", "cold")}
+        | {"mode": bench.mode, "provider": provider.name}
     )
     recorded.into(benchmark, found["samples"])
 
@@ -100,7 +101,9 @@ def test_first_call(benchmark: BenchmarkFixture, state: str, first_calls: dict[s
 
 @pytest.fixture(scope="module")
 def first_calls() -> dict[str, float]:
-    return {r["cache"]: r["seconds"] for r in map(json.loads, output("-m", "benchmarks.firstcall", "--json").splitlines())}
+    return {
+        r["cache"]: r["seconds"] for r in map(json.loads, output("-m", "benchmarks.firstcall", "--json").splitlines())
+    }
 
 
 DISPATCH = """
