@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases
 from benchmarks.providers import PROVIDERS
-from benchmarks.results_file import RESULTS, Results, environment
+from benchmarks.results_file import RESULTS, Record, Results, environment, finished
 from tritonln.device import TARGETS
 
 
@@ -66,7 +66,8 @@ def parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="report.html and PNG plots beside the results")
     report.add_argument("results", type=pathlib.Path, help="a results.jsonl")
     report.add_argument("--out", type=pathlib.Path, help="folder (default: that of the results)")
-    commands.add_parser("bench", help="run, as fits this machine, and report")
+    bench = commands.add_parser("bench", help="run, as fits this machine, and report")
+    bench.add_argument("--fresh", action="store_true", help="start over even where the last run was stopped")
     compare = commands.add_parser("compare", help="two results files: ratio and interval of each cell")
     compare.add_argument("old", type=pathlib.Path)
     compare.add_argument("new", type=pathlib.Path)
@@ -78,42 +79,48 @@ def folder_name(device: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
-def run(a: argparse.Namespace) -> pathlib.Path:
+def run(a: argparse.Namespace, again: bool = False) -> pathlib.Path:
+    """The sweep that was asked for; `again` starts a finished one over."""
     swept = cases(
         a.cases or (("hidden", "rows") if a.offline else GROUPS),
         a.dtypes or (("bf16",) if a.offline else SWEPT_DTYPES),
         a.passes or (("forward", "backward", "both") if a.offline else PASSES),
     )
-    swept = [c for c in swept if a.most_values is None or a.most_values >= c.shape.M * c.shape.N]
+    swept = [c for c in swept if a.most_values is None or c.shape.M * c.shape.N <= a.most_values]
     providers = a.providers or [name for name, p in PROVIDERS.items() if p.compiles or not a.offline]
+
+    def results(folder: pathlib.Path, header: Record) -> Results:
+        path = (a.out or RESULTS / folder) / "results.jsonl"
+        return Results(path, header, a.fresh or (again and finished(path)))
+
     if a.offline:
         from benchmarks import offline
 
         header = environment(None, "modelled", mode="offline", **offline.header(a.target))
-        results = Results((a.out or RESULTS / f"offline-{a.target}") / "results.jsonl", header, a.fresh)
-        offline.run(swept, providers, a.target, results)
-        return results.path
-    from benchmarks.sweep import open_bench, sweep
+        file = results(pathlib.Path(f"offline-{a.target}"), header)
+        offline.run(swept, providers, a.target, file)
+    else:
+        from benchmarks.sweep import open_bench, sweep
 
-    bench = open_bench(a.rehearse, a.mode, a.samples)
-    header = environment(
-        bench.device, "rehearsed" if a.rehearse else "measured", mode=a.mode, copy_bandwidth=bench.copy_bandwidth
-    )
-    folder = a.out or RESULTS / ("rehearsal" if a.rehearse else folder_name(header["device"]))
-    results = Results(folder / "results.jsonl", header, a.fresh)
-    if not sweep(swept, providers, bench, results, a.seconds):
-        print(f"{a.seconds:.0f} s are over; the same command goes on", file=sys.stderr)
-    return results.path
+        bench = open_bench(a.rehearse, a.mode, a.samples)
+        kind = "rehearsed" if a.rehearse else "measured"
+        header = environment(bench.device, kind, mode=a.mode, copy_bandwidth=bench.copy_bandwidth)
+        file = results(pathlib.Path("rehearsal" if a.rehearse else folder_name(header["device"])), header)
+        if not sweep(swept, providers, bench, file, a.seconds):
+            print(f"{a.seconds:.0f} s are over; the same command goes on", file=sys.stderr)
+            return file.path
+    file.append({"record": "finished"})
+    return file.path
 
 
-def bench() -> pathlib.Path:
-    """On a GPU every case in bf16; without one the offline sweep.  Always from the start."""
+def bench(fresh: bool) -> pathlib.Path:
+    """On a GPU every case in bf16; without one the offline sweep.  Goes on where the last one was stopped."""
     import torch
 
     from benchmarks.report import report
 
     mode = ("--dtypes", "bf16") if torch.accelerator.is_available() else ("--offline",)
-    results = run(parser().parse_args(["run", "--fresh", *mode]))
+    results = run(parser().parse_args(["run", *mode, *(["--fresh"] if fresh else [])]), again=True)
     return report(results, results.parent)
 
 
@@ -123,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if a.command == "run":
             print(run(a))
         elif a.command == "bench":
-            print(bench())
+            print(bench(a.fresh))
         elif a.command == "report":
             from benchmarks.report import report
 

@@ -44,19 +44,16 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
     whole = (
         () if rehearse else ("tests/test_layer_norm.py", "tests/test_layer_norm_autograd.py", "tests/test_contract.py")
     )
+    copies = (*run, "--providers", "copy", "--cases", "hidden", "--dtypes", "bf16", "--passes", "forward")
+    sweep = (*run, "--providers", "tritonln,eager,cudnn,copy", "--dtypes", "bf16", "--passes", "no_grad,backward")
     tuning = ("-m", "tritonln", "tune", "--dtype", "bf16", "--hidden", "1024" if rehearse else TUNED_HIDDEN)
     return [
         Step("environment", 30, ("-m", "benchmarks.acceptance", "--environment"), 12),
         Step("tests of the device", 100, (*tests, "tests/test_gpu.py", "-rs"), 12),
         *([Step("tests on the device", 90, (*tests, *whole))] if whole else []),
-        Step("copy bandwidth", 30, (*run, "--providers", "copy", "--cases", "hidden", "--dtypes", "bf16", "--passes", "forward")),
+        Step("copy bandwidth", 30, copies),
         Step("tuning", 120, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ()))),
-        Step(
-            "sweep",
-            140,
-            (*run, "--providers", "tritonln,eager,cudnn,copy", "--dtypes", "bf16", "--passes", "no_grad,backward", "--seconds", "130"),
-            tries=4,
-        ),
+        Step("sweep", 140, (*sweep, "--seconds", "130"), tries=4),
         Step("report", 30, ("-m", "benchmarks", "report", results)),
     ]  # fmt: skip
 

@@ -33,21 +33,19 @@ COUNTED_ROWS, COUNTED_HIDDEN = 256, (64, 1024, 4096)
 def child(module: str, *arguments: str, given: str = "") -> Iterator[Any]:
     """The JSON lines that a process prints, as they come.  Raises RuntimeError with its last words where it fails."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    said: list[str] = []
-    listener = threading.Thread(target=lambda: said.extend(process.stderr or []))
-    listener.start()  # a full pipe would stop it
-    process.stdin.write(given)
-    process.stdin.close()
-    for line in process.stdout:
-        yield json.loads(line)
-    listener.join()
-    if process.wait():
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        said: list[str] = []
+        listener = threading.Thread(target=lambda: said.extend(process.stderr or []))
+        listener.start()  # a full pipe would stop it
+        process.stdin.write(given)
+        process.stdin.close()
+        for line in process.stdout:
+            yield json.loads(line)
+        listener.join()
+    if process.returncode:
         raise RuntimeError(f"{' '.join(command[1:])}: {''.join(said)[-500:]}")
 
 

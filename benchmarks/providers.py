@@ -140,7 +140,7 @@ class Cudnn(Provider):
 
         if operator == "layer_norm":
             return lambda x, w, b: norm.layer_norm(x, tuple(w.shape), w, b, EPS)
-        return lambda x, w, b: norm.rms_norm(x, tuple(w.shape), w, EPS)
+        return lambda x, w, b: norm.rms_norm(x, w, eps=EPS)
 
 
 @register

@@ -109,6 +109,11 @@ def cells(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r["record"] == "cell"]
 
 
+def finished(path: pathlib.Path) -> bool:
+    """Whether the last run that wrote to this file came to its end."""
+    return path.exists() and read(path)[-1]["record"] == "finished"
+
+
 class Results:
     """A results file that is written to."""
 

@@ -1,0 +1,187 @@
+"""Runs, their files, comparisons and acceptance, on a CPU taken for a GPU."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from benchmarks.__main__ import main
+from benchmarks.acceptance import Step, perform, steps
+from benchmarks.compare import changes, compare
+from benchmarks.model import modelled_seconds
+from benchmarks.offline import cell, child
+from benchmarks.cases import Case, Shape
+from benchmarks.results_file import Results, cells, read
+from tritonln.device import TARGETS
+
+RUN = ("--rehearse", "--most-values", "1024", "--samples", "3", "--dtypes", "fp32", "--passes", "forward")
+
+
+def run(out: pathlib.Path, *more: str) -> list[dict[str, Any]]:
+    main(["run", *RUN, "--out", str(out), *more])
+    return read(out / "results.jsonl")
+
+
+def test_a_killed_run_goes_on(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = run(tmp_path, "--providers", "eager,copy,quack")
+    assert str(tmp_path / "results.jsonl") in capsys.readouterr().out
+    ids = [r["id"] for r in cells(whole)]
+    assert len(ids) == len(set(ids)) == 3
+    assert {r["status"] for r in cells(whole)} == {"ok", "missing"}
+    assert {"device", "versions", "commit", "python", "copy_bandwidth"} <= whole[0].keys()
+    # Cut within the last cell's line.
+    path = tmp_path / "results.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    last = max(i for i, line in enumerate(lines) if '"record": "cell"' in line)
+    path.write_text("".join(lines[:last]) + lines[last][:40])
+    again = cells(run(tmp_path, "--providers", "eager,copy,quack"))
+    assert sorted(r["id"] for r in again) == sorted(ids)
+    assert again[0] == cells(whole)[0]  # not measured again
+
+
+def test_what_ended_the_process_twice_is_not_tried_a_third_time(tmp_path: pathlib.Path) -> None:
+    done = run(tmp_path, "--providers", "eager")
+    path, identity = tmp_path / "results.jsonl", cells(done)[0]["id"]
+    begun = json.dumps({"record": "begun", "id": identity}) + "\n"
+    path.write_text(json.dumps(done[0]) + "\n" + begun + begun)
+    (found,) = cells(run(tmp_path, "--providers", "eager"))
+    assert found["status"] == "failed"
+    assert "twice" in found["reason"]
+
+
+def test_results_of_another_machine_are_not_continued(tmp_path: pathlib.Path) -> None:
+    header = {"record": "environment", "device": "A", "commit": "1", "versions": {}, "mode": "events", "kind": "measured"}
+    Results(tmp_path / "r.jsonl", header)
+    with pytest.raises(ValueError, match="device 'A' there, 'B' here"):
+        Results(tmp_path / "r.jsonl", header | {"device": "B"})
+    assert Results(tmp_path / "r.jsonl", header | {"device": "B"}, fresh=True).done == set()
+
+
+def test_time_that_is_over_ends_a_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cells(run(tmp_path, "--providers", "eager", "--seconds", "0")) == []
+    assert "goes on" in capsys.readouterr().err
+
+
+def test_without_a_gpu_a_run_says_what_to_do() -> None:
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit, match="--offline --target sm_90"):
+        main(["run"])
+
+
+def test_unknown_names_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["run", "--providers", "cuddn"])
+    assert "expected some of tritonln, eager" in capsys.readouterr().err
+
+
+def record(name: str, center: float) -> dict[str, Any]:
+    samples = [center * (1 + 0.01 * (i % 7 - 3)) for i in range(40)]
+    return {"record": "cell", "id": name, "status": "ok", "seconds": center, "samples": samples}
+
+
+def test_regressions_come_first_and_noise_is_named(tmp_path: pathlib.Path) -> None:
+    head = {"record": "environment", "device": "A", "kind": "measured", "commit": "1"}
+    old = [head, record("same", 1.0), record("slow", 1.0), record("slower", 1.0), record("fast", 1.0)]
+    new = [head, record("same", 1.001), record("slow", 1.1), record("slower", 1.5), record("fast", 0.8)]
+    assert [(c.id, c.verdict) for c in changes(old, new)] == [
+        ("slower", "slower"), ("slow", "slower"), ("same", "inside the noise"), ("fast", "faster")
+    ]  # fmt: skip
+    paths = []
+    for name, records in (("a", old), ("b", new)):
+        paths.append(tmp_path / name)
+        paths[-1].write_text("".join(json.dumps(r) + "\n" for r in records))
+    text = compare(*paths)
+    assert text.index("slower") < text.index("fast")
+    assert "4 cells in both: 2 slower, 1 inside the noise, 1 faster" in text
+
+
+def test_the_modelled_time() -> None:
+    h100 = TARGETS["sm_90"]
+    full = modelled_seconds(h100, 3.35e9, in_flight=64e3, needed=16e3, programs=1000, instructions=None)
+    assert full == pytest.approx(1e-3)
+    half = modelled_seconds(h100, 3.35e9, in_flight=8e3, needed=16e3, programs=1000, instructions=None)
+    assert half == pytest.approx(2e-3)
+    assert modelled_seconds(h100, 3.35e9, 64e3, 16e3, 1000, instructions=1e13) > 0.1
+
+
+def test_an_offline_cell() -> None:
+    """A backward of two launches, compiled and read."""
+    given = json.dumps([{"M": 4096, "N": 64, "dtype": "bf16"}])
+    (kernels,) = child("offline_compile", "--provider", "tritonln", given=given)
+    shape = Shape("hidden", "layer_norm", 4096, 64, "")
+    backward = cell(Case(shape, "bf16", "backward"), kernels, TARGETS["sm_90"])
+    assert backward["status"] == "modelled"
+    assert (backward["launches"], backward["spills"]) == (2, 0)
+    assert 1 <= backward["moved"] / Case(shape, "bf16", "backward").least_bytes < 1.1
+    forward, both = (cell(Case(shape, "bf16", d), kernels, TARGETS["sm_90"]) for d in ("forward", "both"))
+    assert both["seconds"] == pytest.approx(forward["seconds"] + backward["seconds"])
+    assert set(forward["loads"]) == {"128"}
+
+
+def test_acceptance_goes_on_behind_what_fails_and_keeps_its_time(tmp_path: pathlib.Path) -> None:
+    once = f"import pathlib, sys; p = pathlib.Path({str(tmp_path / 'flag')!r}); seen = p.exists(); p.touch(); sys.exit(not seen)"
+    todo = [
+        Step("passes", 1, ("-c", "print('seen')")),
+        Step("fails", 1, ("-c", "raise SystemExit(3)")),
+        Step("crashes once", 1, ("-c", once), tries=2),
+        Step("hangs", 1, ("-c", "import time; time.sleep(60)")),
+        Step("late", 1, ("-c", "print()")),
+    ]
+    start = time.monotonic()
+    done = perform(todo, tmp_path, minutes=8 / 60)
+    assert time.monotonic() - start < 20
+    assert [d["status"] for d in done][:4] == ["ok", "failed with 3", "ok", "out of time"]
+    assert (tmp_path / "1-passes.log").read_text() == "seen\n"
+    assert json.loads((tmp_path / "acceptance.json").read_text()) == done
+
+
+def test_acceptance_does_what_was_promised_in_order(tmp_path: pathlib.Path) -> None:
+    todo = steps(tmp_path, rehearse=False)
+    names = [s.name for s in todo]
+    assert [names.index(n) for n in ("environment", "tests of the device", "copy bandwidth", "tuning", "sweep", "report")] == sorted(
+        names.index(n) for n in ("environment", "tests of the device", "copy bandwidth", "tuning", "sweep", "report")
+    )  # fmt: skip
+    assert sum(s.seconds for s in todo) <= 9 * 60
+    for step in todo:  # every option is one that the command knows
+        if step.command[:2] == ("-m", "benchmarks"):
+            from benchmarks.__main__ import parser
+
+            parser().parse_args(step.command[2:])
+
+
+def test_pytest_collects_cells_only_when_asked() -> None:
+    def collected(*arguments: str) -> str:
+        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1]).stdout
+
+    with_flag = collected("--benchmark", "--benchmark-cases", "rows", "--benchmark-providers", "eager,copy")
+    assert "test_cells.py::test_device[layer_norm-forward-bf16-1x1024-eager]" in with_flag
+    assert "tests/test_" not in with_flag
+    without = collected("benchmarks", "tests/test_nn_norm.py")
+    assert "test_cells" not in without
+    assert "test_nn_norm" in without
+
+
+def test_a_device_cell_without_a_gpu_is_skipped_with_its_reason() -> None:
+    import torch
+
+    if torch.accelerator.is_available():
+        pytest.skip("there is a GPU")
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--benchmark", "-rs", "-k", "device or dispatch"),
+            *("--benchmark-cases", "rows", "--benchmark-providers", "eager,quack", "--benchmark-passes", "forward"),
+        ],
+        capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1],
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "needs a GPU" in done.stdout
+    assert "pip install quack-kernels" in done.stdout
+    assert "test_cpu_dispatch[tritonln]" in done.stdout  # in the table of times
