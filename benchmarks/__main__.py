@@ -86,7 +86,7 @@ def run(a: argparse.Namespace, again: bool = False) -> pathlib.Path:
         a.dtypes or (("bf16",) if a.offline else SWEPT_DTYPES),
         a.passes or (("forward", "backward", "both") if a.offline else PASSES),
     )
-    swept = [c for c in swept if a.most_values is None or c.shape.M * c.shape.N <= a.most_values]
+    swept = [c for c in swept if a.most_values is None or a.most_values >= c.shape.M * c.shape.N]
     providers = a.providers or [name for name, p in PROVIDERS.items() if p.compiles or not a.offline]
 
     def results(folder: pathlib.Path, header: Record) -> Results:

@@ -92,14 +92,16 @@ def speedup(header: Record, ratios: Sequence[tuple[Record, float]], other: str) 
         N, M, values = zip(*some)
         points = axes.scatter(N, M, c=values, cmap="RdYlGn", norm=scale, marker="s", s=120, edgecolors="#555")
         for n, m, value in some:
-            axes.annotate(f"{value:.2f}", (n, m), fontsize=5.5, ha="center", va="center")
+            ink = "black" if 0.62 < value < 1.6 else "white"
+            axes.annotate(f"{value:.2g}", (n, m), fontsize=6, ha="center", va="center", color=ink)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log", base=2)
         axes.set_xlabel("N")
         axes.set_ylabel("M (rows)")
         axes.set_title(SHORT[direction], fontsize=10)
         axes.margins(0.1)
-    f.colorbar(points, ax=list(panels), label=f"{other} / tritonln, seconds", ticks=[0.5, 1, 2], format="%g")
+    bar = f.colorbar(points, ax=list(panels), label=f"{other} / tritonln, seconds", ticks=[0.5, 1, 2], format="%g")
+    bar.minorticks_off()
     f.suptitle(f"speed-up over {other}: {note(header)}", fontsize=10)
     return f
 
