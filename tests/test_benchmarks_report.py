@@ -106,11 +106,11 @@ def browser() -> Iterator[Any]:
 def test_in_a_browser(browser: Any, page: pathlib.Path) -> None:
     browser.get(page.as_uri())
     assert "H999" in browser.title
-    rows = "return [...document.querySelectorAll('#cells tbody tr')].filter(r => !r.hidden).map(r => r.cells[%d].textContent)"
+    shown = "[...document.querySelectorAll('#cells tbody tr')].filter(r => !r.hidden)"
     heading = "#cells th:nth-child(%d)"
 
     def column(index: int) -> list[str]:
-        return list(browser.execute_script(rows % index))
+        return list(browser.execute_script(f"return {shown}.map(r => r.cells[{index}].textContent)"))
 
     def click(index: int) -> None:
         browser.find_element("css selector", heading % (index + 1)).click()
