@@ -1,6 +1,6 @@
 """The one command for the day a GPU is there: `make gpu-acceptance`.
 
-    python -m benchmarks.acceptance [--minutes 9] [--rehearse] [--out FOLDER]
+    python -m benchmarks.acceptance [--minutes 8.5] [--rehearse] [--out FOLDER]
 
 In this order, so that a run that is cut off is worth most: the environment; tests on the device; the
 copy bandwidth; tuning of the shipped hidden sizes; a sweep against eager and cuDNN; the report.  Each step is a
@@ -48,11 +48,11 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
     sweep = (*run, "--providers", "tritonln,eager,cudnn,copy", "--dtypes", "bf16", "--passes", "no_grad,backward")
     tuning = ("-m", "tritonln", "tune", "--dtype", "bf16", "--hidden", "1024" if rehearse else TUNED_HIDDEN)
     return [
-        Step("environment", 30, ("-m", "benchmarks.acceptance", "--environment"), 12),
-        Step("tests of the device", 100, (*tests, "tests/test_gpu.py", "-rs"), 12),
-        *([Step("tests on the device", 90, (*tests, *whole))] if whole else []),
+        Step("environment", 20, ("-m", "benchmarks.acceptance", "--environment"), 12),
+        Step("tests of the device", 90, (*tests, "tests/test_gpu.py", "-rs"), 12),
+        *([Step("tests on the device", 85, (*tests, *whole))] if whole else []),
         Step("copy bandwidth", 30, copies),
-        Step("tuning", 120, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ()))),
+        Step("tuning", 115, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ()))),
         Step("sweep", 140, (*sweep, "--seconds", "130"), tries=4),
         Step("report", 30, ("-m", "benchmarks", "report", results)),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def _run(step: Step, log: pathlib.Path, seconds: float) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--rehearse", action="store_true", help="the same steps, small, with the CPU taken for a GPU")
     parser.add_argument("--out", type=pathlib.Path)
     parser.add_argument("--environment", action="store_true", help="print the environment and end")

@@ -1,7 +1,8 @@
 """Seconds of a call, by the device's own clock.
 
 `events` brackets each call with two events.  The L2 cache is cold: calls rotate through copies of
-their buffers that together exceed it several times.  The device is kept busy until the host has
+their buffers that together exceed it several times, and a result lives until its place comes round
+again, so that results rotate too.  The device is kept busy until the host has
 enqueued a whole batch, so that no gap between launches is measured.  `graph` replays a captured
 graph of such calls, which takes the host out altogether.  `wall` is the host's clock over many calls
 between two synchronizations.  triton.testing's helpers are not used: they clear L2 by writing to it,
@@ -69,8 +70,8 @@ class Accelerator:
                 call()
             graph = self.module.CUDAGraph()
             with self.module.graph(graph, stream=stream):
-                for call in calls:
-                    call()
+                kept = [call() for call in calls]
+            del kept
         self.synchronize()
         return graph.replay
 
@@ -117,8 +118,7 @@ def copies_for(bytes_moved: int, l2_bytes: int, free_bytes: int) -> int:
 
 
 def events(calls: Sequence[Call], clock: Clock, samples: int = SAMPLES) -> list[float]:
-    for call in calls:  # compiles, and touches every buffer
-        call()
+    kept = [call() for call in calls]  # compiles, and touches every buffer
     clock.synchronize()
     seconds: list[float] = []
     head, turn = 1, 0
@@ -128,9 +128,9 @@ def events(calls: Sequence[Call], clock: Clock, samples: int = SAMPLES) -> list[
             clock.occupy()
         for start, end in pairs:
             start.record()
-            calls[turn % len(calls)]()
+            kept[turn] = calls[turn]()
             end.record()
-            turn += 1
+            turn = (turn + 1) % len(calls)
         late = pairs[0][0].query()  # the device was at work on the batch before all of it was enqueued
         clock.synchronize()
         if late and head < 64:
@@ -154,11 +154,13 @@ def graph(make: Callable[[], Sequence[Call]], clock: Clock, samples: int = SAMPL
 
 
 def wall(calls: Sequence[Call], clock: Clock, samples: int = SAMPLES) -> list[float]:
+    kept: list[object] = [None] * len(calls)
+
     def batch(size: int) -> float:
         clock.synchronize()
         start = clock.now()
         for i in range(size):
-            calls[i % len(calls)]()
+            kept[i % len(calls)] = calls[i % len(calls)]()
         clock.synchronize()
         return clock.now() - start
 

@@ -1,5 +1,6 @@
 """The harness on a device whose clock is made up: what it reports is what the device took."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -99,6 +100,28 @@ def test_calls_rotate() -> None:
     clock = Simulated()
     timing.measure(lambda: [lambda i=i: seen.append(i) for i in range(4)], clock, "events", samples=8)  # type: ignore[misc]
     assert seen[-8:] == [0, 1, 2, 3] * 2
+
+
+@pytest.mark.parametrize("mode", ["events", "wall"])
+def test_results_rotate(mode: str) -> None:
+    """The allocator must not give each call the memory of the one before it: that is still in L2."""
+
+    class Result:
+        pass
+
+    alive: weakref.WeakSet[Result] = weakref.WeakSet()
+    least = []
+
+    def call() -> Result:
+        least.append(len(alive))
+        made = Result()
+        alive.add(made)
+        return made
+
+    clock = Simulated()
+    clock.launch = 1e-3
+    timing.measure(lambda: [lambda: (clock.work(1e-3), call())[1]] * 3, clock, mode)
+    assert min(least[3:]) == 3
 
 
 def test_copies_fill_the_cache_but_not_the_memory() -> None:
