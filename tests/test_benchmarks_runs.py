@@ -1,6 +1,7 @@
 """Runs, their files, comparisons and acceptance, on a CPU taken for a GPU."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -193,3 +194,38 @@ def test_a_device_cell_without_a_gpu_is_skipped_with_its_reason() -> None:
     assert "needs a GPU" in done.stdout
     assert "pip install quack-kernels" in done.stdout
     assert "test_cpu_dispatch[tritonln]" in done.stdout  # in the table of times
+
+
+PLAYED = """
+import os
+os.environ["TRITON_INTERPRET"] = "1"
+import torch
+from benchmarks import sweep
+opened = sweep.open_bench
+sweep.open_bench = lambda mode: opened(rehearse=True, mode=mode, samples=5)
+torch.accelerator.is_available = lambda: True
+"""
+
+
+@pytest.mark.parametrize("mode", ["events", "graph"])
+def test_device_cells_rehearsed(mode: str, tmp_path: pathlib.Path) -> None:
+    """pytest --benchmark as on a GPU, with the CPU taken for one."""
+    (tmp_path / "played.py").write_text(PLAYED)
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-p", "played", "-p", "no:cacheprovider", "--benchmark"),
+            *("--benchmark-mode", mode, "--benchmark-cases", "rows", "--benchmark-providers", "tritonln,copy"),
+            *("-k", "bf16-1x1024", f"--benchmark-json={tmp_path / 'out.json'}"),
+        ],
+        capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
+    assert len(found) == 4
+    for cell in found:
+        assert cell["extra_info"].keys() >= {"GB/s", "of_copy", "configuration", "mode"}
+        assert cell["extra_info"]["mode"] == mode
+        assert cell["stats"]["median"] > 0
+        assert cell["stats"]["rounds"] == 5
+    assert any(c["extra_info"]["configuration"] for c in found)
