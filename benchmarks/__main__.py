@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases
 from benchmarks.providers import PROVIDERS
-from benchmarks.results_file import RESULTS, Record, Results, environment, finished
+from benchmarks.results_file import RESULTS, Record, Results, continues, environment
 from tritonln.device import TARGETS
 
 
@@ -80,7 +80,7 @@ def folder_name(device: str) -> str:
 
 
 def run(a: argparse.Namespace, again: bool = False) -> pathlib.Path:
-    """The sweep that was asked for; `again` starts a finished one over."""
+    """The sweep that was asked for; `again` starts over what is finished or of another machine or commit."""
     swept = cases(
         a.cases or (("hidden", "rows") if a.offline else GROUPS),
         a.dtypes or (("bf16",) if a.offline else SWEPT_DTYPES),
@@ -91,7 +91,7 @@ def run(a: argparse.Namespace, again: bool = False) -> pathlib.Path:
 
     def results(folder: pathlib.Path, header: Record) -> Results:
         path = (a.out or RESULTS / folder) / "results.jsonl"
-        return Results(path, header, a.fresh or (again and finished(path)))
+        return Results(path, header, a.fresh or (again and not continues(path, header)))
 
     if a.offline:
         from benchmarks import offline

@@ -26,7 +26,8 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks.libraries import Norm, eager, libraries  # noqa: E402
+from benchmarks.libraries import eager, libraries  # noqa: E402
+from benchmarks.providers import Norm  # noqa: E402
 from tritonln.__main__ import DTYPES  # noqa: E402
 
 

@@ -6,57 +6,45 @@ believe in the same H100.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib
 import inspect
-import warnings
-from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F
-
-import tritonln
+from benchmarks.providers import EPS, PROVIDERS, Norm
 from tritonln.device import TARGETS, interpreting
 
-Norm = Callable[[Any, Any, Any], Any]
-
-EPS = 1e-5
 MULTIPROCESSORS = TARGETS["sm_90"].multiprocessors
+
+eager = PROVIDERS["eager"].norm("layer_norm")
+ours = PROVIDERS["tritonln"].norm("layer_norm")
 
 
 @functools.cache
 def libraries() -> dict[str, Norm]:
     """Those installed, by name; tritonln is the first."""
-    found: dict[str, Norm] = {"tritonln": ours}
-    for name, load in (("liger", _liger), ("fla", _fla)):
-        with warnings.catch_warnings(), contextlib.suppress(ImportError):
-            warnings.simplefilter("ignore")
-            found[name] = load()
+    prepare = {"liger": _prepare_liger, "fla": _prepare_fla}
+    found = {}
+    for name, provider in PROVIDERS.items():
+        if provider.compiles and provider.missing() is None:
+            found[name] = provider.norm("layer_norm")
+            if name in prepare:
+                prepare[name]()
     return found
 
 
-def eager(x: Any, w: Any, b: Any) -> Any:
-    return F.layer_norm(x, w.shape, w, b, EPS)
+def _prepare_liger() -> None:
+    if not interpreting():
+        return
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
 
-
-def ours(x: Any, w: Any, b: Any) -> Any:
-    return tritonln.layer_norm(x, w.shape, w, b, EPS)
-
-
-def _liger() -> Norm:
     liger: Any = importlib.import_module("liger_kernel.ops.layer_norm")
-    eps: Any = EPS
-    if interpreting():
-        import numpy as np
-        import triton.language as tl
-        from triton.runtime.interpreter import TensorHandle
-
-        # The interpreter has no libdevice and leaves floats Python's, where the compiler makes them fp32.
-        liger.rsqrt = lambda value: tl.rsqrt(value)  # looked up late: tl is interpreted during launches only
-        eps = tl.tensor(TensorHandle(np.array([EPS], np.float32), tl.float32), tl.float32)
-        spread_liger()
-    return lambda x, w, b: liger.LigerLayerNormFunction.apply(x, w, b, eps)
+    # The interpreter has no libdevice and leaves floats Python's, where the compiler makes them fp32.
+    liger.rsqrt = lambda value: tl.rsqrt(value)  # looked up late: tl is interpreted during launches only
+    PROVIDERS["liger"].eps = tl.tensor(TensorHandle(np.array([EPS], np.float32), tl.float32), tl.float32)
+    spread_liger()
 
 
 def spread_liger() -> None:
@@ -65,14 +53,13 @@ def spread_liger() -> None:
     _redefine(liger, "layer_norm_backward", "sm_count = 1", f"sm_count = {MULTIPROCESSORS}")
 
 
-def _fla() -> Norm:
+def _prepare_fla() -> None:
     fla: Any = importlib.import_module("fla.modules.norm.layernorm")
     fla.get_multiprocessor_count = lambda *a, **k: MULTIPROCESSORS
     if interpreting():
         from triton.runtime.autotuner import Autotuner
 
         Autotuner._bench = lambda self, *args, **options: [1.0]  # all alike, as on the stub driver
-    return lambda x, w, b: fla.layer_norm(x, w, b, eps=EPS)
 
 
 def _redefine(module: Any, function: str, old: str, new: str) -> None:

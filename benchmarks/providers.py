@@ -35,6 +35,7 @@ class Provider:
     package = "torch"  # the module that must be importable
     install = ""  # the command that brings it
     operators: tuple[str, ...] = ("layer_norm", "rms_norm")
+    eps: Any = EPS
     compiles = False  # whether its kernels are Triton's and can be compiled without a GPU
 
     def missing(self) -> str | None:
@@ -157,9 +158,9 @@ class Liger(Provider):
             from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
 
         if operator == "layer_norm":
-            return lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, EPS)
+            return lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, self.eps)
         # "gemma" rounds once, as the others do; and dx must not be written over dy, which is used again.
-        return lambda x, w, b: LigerRMSNormFunction.apply(x, w, EPS, 0.0, "gemma", False)
+        return lambda x, w, b: LigerRMSNormFunction.apply(x, w, self.eps, 0.0, "gemma", False)
 
 
 @register

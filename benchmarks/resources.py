@@ -21,7 +21,8 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
-from benchmarks.libraries import Norm, libraries  # noqa: E402
+from benchmarks.libraries import libraries  # noqa: E402
+from benchmarks.providers import Norm  # noqa: E402
 from tritonln.__main__ import DTYPES, sizes  # noqa: E402
 from tritonln.device import TARGETS  # noqa: E402
 from tritonln.inspect import counted_widths  # noqa: E402

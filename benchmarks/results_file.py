@@ -109,9 +109,14 @@ def cells(records: Iterable[Record]) -> list[Record]:
     return [r for r in records if r["record"] == "cell"]
 
 
-def finished(path: pathlib.Path) -> bool:
-    """Whether the last run that wrote to this file came to its end."""
-    return path.exists() and read(path)[-1]["record"] == "finished"
+def continues(path: pathlib.Path, header: Record) -> bool:
+    """Whether a run of this header would go on with a file that was begun, not finished, with the same."""
+    records = read(path) if path.exists() else []
+    return bool(records) and records[-1]["record"] != "finished" and not _differences(records[0], header)
+
+
+def _differences(old: Record, new: Record) -> list[str]:
+    return [f"{k} {old.get(k)!r} there, {new.get(k)!r} here" for k in IDENTITY if old.get(k) != new.get(k)]
 
 
 class Results:
@@ -122,11 +127,9 @@ class Results:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         old = read(path) if path.exists() and not fresh else []
-        if old:
-            differ = [k for k in IDENTITY if old[0].get(k) != header.get(k)]
-            if differ:
-                was = ", ".join(f"{k} {old[0].get(k)!r} there, {header.get(k)!r} here" for k in differ)
-                raise ValueError(f"{path} was begun elsewhere: {was}; give another --out, or --fresh to start over")
+        if old and (differ := _differences(old[0], header)):
+            was = ", ".join(differ)
+            raise ValueError(f"{path} was begun elsewhere: {was}; give another --out, or --fresh to start over")
         self.header = old[0] if old else header
         self.others = [r for r in old if r["record"] not in ("cell", "begun")]
         self.lock = threading.Lock()

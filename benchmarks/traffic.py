@@ -27,7 +27,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.libraries import Norm, libraries, ours
+from benchmarks.libraries import libraries, ours
+from benchmarks.providers import Norm
 from tritonln.__main__ import DTYPES, sizes
 
 

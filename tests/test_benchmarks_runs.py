@@ -16,7 +16,7 @@ from benchmarks.cases import Case, Shape
 from benchmarks.compare import changes, compare
 from benchmarks.model import modelled_seconds
 from benchmarks.offline import cell, child
-from benchmarks.results_file import Results, cells, read
+from benchmarks.results_file import Results, cells, continues, read
 from tritonln.device import TARGETS
 
 RUN = ("--rehearse", "--most-values", "1024", "--samples", "3", "--dtypes", "fp32", "--passes", "forward")
@@ -54,6 +54,9 @@ def test_what_ended_the_process_twice_is_not_tried_a_third_time(tmp_path: pathli
     assert "twice" in found["reason"]
 
 
+HEADER = {"record": "environment", "device": "A", "commit": "1", "versions": {}, "mode": "events", "kind": "measured"}
+
+
 def test_results_of_another_machine_are_not_continued(tmp_path: pathlib.Path) -> None:
     header = {
         "record": "environment",
@@ -63,10 +66,29 @@ def test_results_of_another_machine_are_not_continued(tmp_path: pathlib.Path) ->
         "mode": "events",
         "kind": "measured",
     }
-    Results(tmp_path / "r.jsonl", header)
+    Results(tmp_path / "r.jsonl", HEADER)
     with pytest.raises(ValueError, match="device 'A' there, 'B' here"):
-        Results(tmp_path / "r.jsonl", header | {"device": "B"})
-    assert Results(tmp_path / "r.jsonl", header | {"device": "B"}, fresh=True).done == set()
+        Results(tmp_path / "r.jsonl", HEADER | {"device": "B"})
+    assert Results(tmp_path / "r.jsonl", HEADER | {"device": "B"}, fresh=True).done == set()
+
+
+def test_make_bench_starts_over_but_where_it_was_stopped(tmp_path: pathlib.Path) -> None:
+    """The committed report is of another commit: that must not be in the way."""
+    header = {
+        "record": "environment",
+        "device": "A",
+        "commit": "1",
+        "versions": {},
+        "mode": "events",
+        "kind": "measured",
+    }
+    path = tmp_path / "r.jsonl"
+    assert not continues(path, HEADER)
+    file = Results(path, HEADER)
+    assert continues(path, HEADER)
+    assert not continues(path, HEADER | {"commit": "2"})
+    file.append({"record": "finished"})
+    assert not continues(path, HEADER)
 
 
 def test_time_that_is_over_ends_a_run(tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -223,9 +245,9 @@ def test_device_cells_rehearsed(mode: str, tmp_path: pathlib.Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
     assert len(found) == 4
-    for cell in found:
-        assert cell["extra_info"].keys() >= {"GB/s", "of_copy", "configuration", "mode"}
-        assert cell["extra_info"]["mode"] == mode
-        assert cell["stats"]["median"] > 0
-        assert cell["stats"]["rounds"] == 5
+    for one in found:
+        assert one["extra_info"].keys() >= {"GB/s", "of_copy", "configuration", "mode"}
+        assert one["extra_info"]["mode"] == mode
+        assert one["stats"]["median"] > 0
+        assert one["stats"]["rounds"] == 5
     assert any(c["extra_info"]["configuration"] for c in found)
