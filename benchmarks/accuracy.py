@@ -17,10 +17,10 @@ from rich.progress import track
 from rich.table import Table
 
 import tritonln
-from tests.tolerance import error, tolerance
 from tritonln import reference
-from tritonln.__main__ import DTYPES
 from tritonln.device import triton_device_type
+from tritonln.dtypes import DTYPES
+from tritonln.tolerance import error, tolerance
 
 CASES = [
     *((n, 0.0) for n in (1, 2, 3, 7, 33, 64, 100, 128, 255, 1000, 1024, 4096, 8191, 8192, 16384, 40499, 65536)),

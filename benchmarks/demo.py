@@ -18,12 +18,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 
 import tritonln
-from tests.tolerance import error
 from tritonln import reference
 from tritonln.device import interpreting, kernels_on, runs_triton, triton_device_type
+from tritonln.dtypes import DTYPES
+from tritonln.tolerance import error
 
 HIDDEN, STEPS, BATCH = 256, 30, 64
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 class Net(torch.nn.Module):

@@ -26,7 +26,7 @@ from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 from benchmarks.libraries import Norm, libraries  # noqa: E402
-from tritonln.__main__ import DTYPES  # noqa: E402
+from tritonln.dtypes import DTYPES  # noqa: E402
 
 
 def microseconds(f: Callable[[], object], n: int) -> float:

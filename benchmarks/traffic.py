@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tritonln.__main__ import DTYPES, sizes
+from tritonln.__main__ import sizes
+from tritonln.dtypes import DTYPES
 from tritonln.launch import Launch
 
 

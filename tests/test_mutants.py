@@ -11,8 +11,8 @@ import torch
 
 import tritonln.kernels.layer_norm
 import tritonln.kernels.row
-from tests.tolerance import error, tolerance
 from tritonln import reference
+from tritonln.tolerance import error, tolerance
 
 MUTANTS = {
     "none": ("row.py", "", "", 0.0, False),
