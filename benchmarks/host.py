@@ -25,7 +25,7 @@ from rich.console import Console  # noqa: E402
 from rich.progress import track  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from benchmarks.libraries import Norm, libraries  # noqa: E402
+from benchmarks.libraries import Norm, eager, libraries  # noqa: E402
 from tritonln.dtypes import DTYPES  # noqa: E402
 
 
@@ -62,7 +62,8 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(1)
     measured: dict[str, dict[str, list[float]]] = {}
-    everything = {name: calls(norm, a.rows, a.hidden, DTYPES[a.weight_dtype]) for name, norm in libraries()}
+    norms = {"eager": eager, **libraries()}
+    everything = {name: calls(norm, a.rows, a.hidden, DTYPES[a.weight_dtype]) for name, norm in norms.items()}
     counts = {}
     for name, kinds in everything.items():
         measured[name] = {kind: [] for kind in kinds}

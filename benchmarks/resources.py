@@ -79,7 +79,7 @@ def main() -> None:
         *columns, title=f"bf16 x, {a.weight_dtype} parameters, sm_90; barriers of the longest loop, or of all"
     )
     for N in a.hidden:
-        for library, norm in libraries():
+        for library, norm in libraries().items():
             try:
                 found = kernels(norm, a.rows, N, DTYPES[a.weight_dtype])
             except Exception as error:

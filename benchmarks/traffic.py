@@ -1,10 +1,12 @@
-"""Bytes that the kernels of tritonln.layer_norm move, counted in Triton's interpreter.
+"""Bytes that layer_norm moves in each Triton library, counted in Triton's interpreter.
 
     python -m benchmarks.traffic [--hidden 64,256,1024,4096] [--rows 4096] [--dtype bf16]
 
 Per kernel and buffer: the bytes that unmasked lanes ask for, and the distinct bytes among them,
-which is what DRAM must serve when every re-read within a kernel hits a cache.  The minimum moves
-x, y and the parameters once forward, and x, dy, dx, the weight and the gradients once backward.
+which is what DRAM must serve when every re-read within a kernel hits a cache.  Atomics are not counted.
+An operator of torch's, such as a library's sum over partial sums, is a launch that reads its inputs
+and writes its outputs once.  The minimum moves x, y and the parameters once forward, and x, dy, dx,
+the weight and the gradients once backward.  Of kernels that autotune, the first configuration runs.
 """
 
 from __future__ import annotations
@@ -12,16 +14,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from benchmarks.libraries import Norm, libraries, ours
 from tritonln.__main__ import sizes
 from tritonln.dtypes import DTYPES
-from tritonln.launch import Launch
 
 
 @dataclasses.dataclass
@@ -44,8 +51,8 @@ class Kernel:
     """One launch."""
 
     name: str
-    programs: int
     buffers: list[Buffer]
+    programs: int | None = None  # unknown of torch's operators
 
     @property
     def distinct(self) -> int:
@@ -73,14 +80,38 @@ class Kernel:
         buffer.asked += addresses.size * size
 
 
+class TorchOperators(TorchDispatchMode):
+    """Notes torch's operators, but for those that only allocate or view."""
+
+    def __init__(self, kernels: list[Kernel]):
+        super().__init__()
+        self.kernels = kernels
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
+        if not func._schema.is_mutable:
+            viewed = {t.untyped_storage().data_ptr() for t in inputs}
+            outputs = [t for t in outputs if t.untyped_storage().data_ptr() not in viewed]
+        if outputs and "empty" not in func._schema.name:
+            buffers = [_buffer("in", t, read=t.nbytes) for t in inputs]
+            buffers += [_buffer("out", t, written=t.nbytes) for t in outputs]
+            self.kernels.append(Kernel(func._schema.name, buffers))
+        return out
+
+
 @contextlib.contextmanager
 def counted() -> Iterator[list[Kernel]]:
-    """Inside, every launch of the interpreter is counted; an access outside the arguments raises."""
+    """Inside, every launch of the interpreter and operator of torch's is counted.
+
+    A kernel's access outside its arguments raises.
+    """
     from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
     kernels: list[Kernel] = []
-    load, store, launch = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store, Launch.__call__
-    to_host, to_device = GridExecutor._init_args_hst, GridExecutor._restore_args_dev
+    load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
+    set_grid, launch = InterpreterBuilder.set_grid_dim, GridExecutor.__call__
 
     def counting_load(self: Any, pointers: Any, mask: Any, *rest: Any, **options: Any) -> Any:
         kernels[-1].touch(pointers, mask, store=False)
@@ -90,32 +121,42 @@ def counted() -> Iterator[list[Kernel]]:
         kernels[-1].touch(pointers, mask, store=True)
         return store(self, pointers, value, mask, *rest, **options)
 
-    def counting_launch(self: Launch, programs: int, tensors: Any, strides: Any, scalars: Any) -> None:
-        names = [p.removesuffix("_ptr") for p in self.kernel.arg_names]
-        buffers = [_buffer(name, t) for name, t in zip(names, tensors) if t is not None]
-        kernels.append(Kernel(self.kernel.fn.__name__, programs, buffers))
-        launch(self, programs, tensors, strides, scalars)
+    def counting_grid(self: Any, *grid: int) -> None:
+        kernels[-1].programs = math.prod(grid)
+        set_grid(self, *grid)
 
-    # Arguments are on the CPU already; the interpreter would copy them away from their addresses.
-    patches = (
-        (InterpreterBuilder, "create_masked_load", load, counting_load),
-        (InterpreterBuilder, "create_masked_store", store, counting_store),
-        (Launch, "__call__", launch, counting_launch),
-        (GridExecutor, "_init_args_hst", to_host, lambda self, args, options: (list(args), dict(options))),
-        (GridExecutor, "_restore_args_dev", to_device, lambda self, *args: None),
-    )
-    for owner, name, _, instead in patches:
-        setattr(owner, name, instead)
-    try:
+    def counting_launch(self: Any, *args: Any, **options: Any) -> None:
+        named = {**dict(zip(self.arg_names, args)), **options}
+        buffers = [_buffer(name.removesuffix("_ptr"), t) for name, t in named.items() if isinstance(t, Tensor)]
+        kernels.append(Kernel(self.fn.__name__, buffers))
+        launch(self, *args, **options)
+
+    with (
+        mock.patch.multiple(
+            InterpreterBuilder,
+            create_masked_load=counting_load,
+            create_masked_store=counting_store,
+            set_grid_dim=counting_grid,
+        ),
+        # Arguments are on the CPU already; the interpreter would copy them away from their addresses.
+        mock.patch.multiple(
+            GridExecutor,
+            __call__=counting_launch,
+            _init_args_hst=lambda self, args, options: (list(args), dict(options)),
+            _restore_args_dev=lambda self, *args: None,
+        ),
+        TorchOperators(kernels),
+    ):
         yield kernels
-    finally:
-        for owner, name, before, _ in patches:
-            setattr(owner, name, before)
 
 
-def _buffer(name: str, t: Tensor) -> Buffer:
-    size = t.untyped_storage().nbytes()
-    return Buffer(name, t.untyped_storage().data_ptr(), np.zeros(size, bool), np.zeros(size, bool))
+def _buffer(name: str, t: Tensor, read: int = 0, written: int = 0) -> Buffer:
+    """A tensor's storage, of which that many bytes are read or written already, whichever they are."""
+    storage = t.untyped_storage()
+    untouched = np.zeros(storage.nbytes(), bool)
+    buffer = Buffer(name, storage.data_ptr(), untouched, untouched.copy(), read + written)
+    buffer.read[:read] = buffer.written[:written] = True
+    return buffer
 
 
 @dataclasses.dataclass
@@ -134,15 +175,15 @@ class Traffic:
         return forward / self.least_forward, backward / self.least_backward
 
 
-def layer_norm_traffic(M: int, N: int, dtype: torch.dtype, parameters: torch.dtype = torch.float32) -> Traffic:
-    import tritonln
-
-    x = torch.randn(M, N).to(dtype).requires_grad_()
+def layer_norm_traffic(
+    M: int, N: int, dtype: torch.dtype, parameters: torch.dtype = torch.float32, norm: Norm = ours
+) -> Traffic:
+    x, dy = torch.randn(M, N).to(dtype).requires_grad_(), torch.randn(M, N).to(dtype)
     w, b = (torch.randn(N).to(parameters).requires_grad_() for _ in range(2))
     with counted() as forward:
-        y = tritonln.layer_norm(x, N, w, b)
+        y = norm(x, w, b)
     with counted() as backward:
-        torch.autograd.grad(y, (x, w, b), torch.randn(M, N).to(dtype))
+        torch.autograd.grad(y, (x, w, b), dy)
     rows, row = M * N * x.element_size(), N * w.element_size()
     return Traffic(forward, backward, 2 * rows + 2 * row, 3 * rows + 3 * row)
 
@@ -158,21 +199,19 @@ def main() -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--weight-dtype", choices=DTYPES, default="fp32")
     a = parser.parse_args()
-    table = Table(
-        "N",
-        "kernel",
-        "programs",
-        "distinct MB",
-        "asked MB",
-        "pass: distinct / least",
-        title=f"{a.rows} rows, {a.dtype}",
-    )
-    for N in track(a.hidden, "interpreting", transient=True):
-        traffic = layer_norm_traffic(a.rows, N, DTYPES[a.dtype], DTYPES[a.weight_dtype])
+    columns = "N", "library", "kernel", "programs", "distinct MB", "asked MB", "launches", "distinct / least"
+    table = Table(*columns, title=f"{a.rows} rows, {a.dtype}, {a.weight_dtype} parameters")
+    cases = list(itertools.product(a.hidden, libraries().items()))
+    for N, (library, norm) in track(cases, "interpreting", transient=True):
+        try:
+            traffic = layer_norm_traffic(a.rows, N, DTYPES[a.dtype], DTYPES[a.weight_dtype], norm)
+        except RuntimeError as error:
+            table.add_row(str(N), library, f"refuses: {str(error)[:60]}")
+            continue
         for kernels, ratio in zip((traffic.forward, traffic.backward), traffic.ratios):
             for i, k in enumerate(kernels):
-                cells = str(N), k.name, str(k.programs), f"{k.distinct / 1e6:.3f}", f"{k.asked / 1e6:.3f}"
-                table.add_row(*cells, f"{ratio:.3f}" if i == 0 else "")
+                cells = k.name, str(k.programs or ""), f"{k.distinct / 1e6:.3f}", f"{k.asked / 1e6:.3f}"
+                table.add_row(str(N), library, *cells, *((str(len(kernels)), f"{ratio:.3f}") if i == 0 else ()))
     Console(width=120).print(table)
 
 

@@ -39,8 +39,9 @@ def test_what_is_not_needed_is_not_written(needs: str) -> None:
     x = torch.randn(300, 64, requires_grad=needs == "x")
     w, b = (torch.randn(64, requires_grad=needs == "parameters") for _ in range(2))
     y = tritonln.layer_norm(x, 64, w, b)
+    dy = torch.ones_like(y)
     with counted() as kernels:
-        y.backward(torch.ones_like(y))
+        y.backward(dy)
     written = {b.name for k in kernels for b in k.buffers if b.written.any()}
     assert written == ({"dx"} if needs == "x" else {"dw_partial", "db_partial", "dw", "db"})
 
@@ -54,3 +55,21 @@ def test_accesses_outside_the_arguments_raise() -> None:
     # Told that there are three partial sums where there are two.
     with counted(), pytest.raises(Exception, match="outside every argument"):
         Launch(column_sum, (64, 4, 64), TARGETS["sm_90"], 4)(1, (partial, None, out, None), (), (3,))
+
+
+def test_any_library_is_counted() -> None:
+    """Kernels launched without tritonln, and what torch does between them; a view or an allocation is no launch."""
+    from tritonln.kernels.column_sum import column_sum
+
+    partial = torch.ones(4, 64)
+    with counted() as kernels:
+        out = torch.empty(64)
+        column_sum[(1,)](partial, None, out, None, 4, 64, 4, 64)
+        partial.view(2, 2, 64).sum(1)
+        partial.add_(1)
+    row = 64 * 4
+    assert [(k.name, k.programs, k.distinct, k.asked) for k in kernels] == [
+        ("column_sum", 1, 5 * row, 5 * row),
+        ("aten::sum", None, 6 * row, 6 * row),
+        ("aten::add_", None, 8 * row, 8 * row),
+    ]
