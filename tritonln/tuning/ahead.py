@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
 from tritonln.tuning import ranks, search
-from tritonln.tuning.lookup import fix, forget_plans
-from tritonln.tuning.search import Clock, Trial
+from tritonln.tuning.lookup import Clock, Policy, fix, look_again
+from tritonln.tuning.search import Trial
 from tritonln.tuning.table import path_of, save, user_folder
 from tritonln.tuning.tunable import Key, Tunable
 
@@ -32,7 +33,7 @@ def tune(
     dtype: torch.dtype = torch.bfloat16,
     *,
     kernels: Sequence[str] | None = None,
-    rows: int = search.ROWS,
+    rows: int = Policy.rows,
     limit: int = search.LIMIT,
     target: str | None = None,
     offline: bool = False,
@@ -78,24 +79,26 @@ def tune(
     lengths = [hidden] if isinstance(hidden, int) else hidden
     into = user_folder() if folder is None else pathlib.Path(folder)
 
-    def trials_of(tunable: Tunable, key: Key) -> list[Trial]:
+    provenance = "modelled" if offline else "measured"
+
+    def searched(tunable: Tunable, key: Key) -> list[Trial]:
         if offline:
-            return search.modelled(tunable, key, device, rows, limit)
-        return search.measured(tunable, key, device, rows, limit, clock or search.device_seconds, where)
+            trials = search.modelled(tunable, key, device, rows, limit)
+        else:
+            trials = search.measured(tunable, key, device, rows, limit, clock or search.device_seconds, where)
+        if into is not None:
+            entry = search.entry_of(trials, provenance, rows)
+            save(path_of(into, tunable, device), tunable, device, {str(key): entry})
+        return trials
 
-    tried = {}
+    tried, found = {}, []
     for tunable, key in progress([(t, key) for t in tunables for n in lengths for key in t.keys(n, dtype)]):
-
-        def searched(tunable: Tunable = tunable, key: Key = key) -> list[Trial]:
-            trials = trials_of(tunable, key)
-            entry = search.entry_of(trials, "modelled" if offline else "measured", rows)
-            if into is not None:
-                save(path_of(into, tunable, device), tunable, device, {str(key): entry})
-            return trials
-
-        tried[key] = ranks.from_first(searched, f"{tunable.name} {key}", group)
-        fix(tunable, key, device, search.entry_of(tried[key], "modelled" if offline else "measured", rows))
-    forget_plans()
+        asked = f"{tunable.name} {key}"
+        tried[key] = ranks.from_first(functools.partial(searched, tunable, key), asked, group)
+        found.append((tunable, key, search.entry_of(tried[key], provenance, rows)))
+    look_again()
+    for tunable, key, entry in found:
+        fix(tunable, key, device, entry)
     return tried
 
 
@@ -148,7 +151,8 @@ def warmup(model: nn.Module, example_shapes: Iterable[Sequence[int] | Tensor]) -
                 with torch.no_grad():
                     model(x)
                 with torch.enable_grad():
-                    _backward(model, x)
+                    for needs in {False, x.is_floating_point()}:  # as a first layer, and as a later one
+                        _backward(model, x.detach().requires_grad_(needs))
     finally:
         with torch.no_grad():
             for buffer, before in buffers:
@@ -157,7 +161,6 @@ def warmup(model: nn.Module, example_shapes: Iterable[Sequence[int] | Tensor]) -
 
 def _backward(model: nn.Module, x: Tensor) -> None:
     """A backward pass into nothing: no gradient is kept."""
-    x = x.detach().requires_grad_(x.is_floating_point())
     leaves = [p for p in model.parameters() if p.requires_grad] + ([x] if x.requires_grad else [])
     outputs = [t for t in torch.utils._pytree.tree_leaves(model(x)) if isinstance(t, Tensor) and t.requires_grad]
     if outputs and leaves:

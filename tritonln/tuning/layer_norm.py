@@ -102,10 +102,9 @@ def backward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config
             if ctas == 1 or _spread(device, ctas):
                 rows = max(1, tile // max(64, width))
                 for programs in (1, 2, 4):
-                    fit = _fitting(2 * rows * N * x_bytes // ctas * programs, device)
-                    for stages in (1, 2, 3, 4):
-                        if stages == 1 or stages <= 1 + fit:
-                            yield Config(rows, width, warps, ctas, stages, programs)
+                    ahead = max(1, min(_fitting(2 * rows * N * x_bytes // ctas * programs, device), 3))
+                    for stages in range(1, ahead + 2):
+                        yield Config(rows, width, warps, ctas, stages, programs)
             for rows in (8, 16, 32):  # a group's partial sums are 16 / rows bytes a 16-bit value read
                 if 64 <= tile // rows <= width // 2:
                     yield Config(rows, tile // rows, warps)

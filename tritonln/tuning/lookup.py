@@ -10,12 +10,13 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 
-from tritonln.device import TARGETS, Device
+from tritonln.device import TARGETS, Device, interpreting
+from tritonln.dtypes import NAMES
 from tritonln.tuning.config import Config
 from tritonln.tuning.table import SHIPPED, Entry, entry_from, path_of, read, user_folder, warn_once
 from tritonln.tuning.tunable import Key, Tunable
@@ -23,11 +24,16 @@ from tritonln.tuning.tunable import Key, Tunable
 P = ParamSpec("P")
 R = TypeVar("R")
 
+# Seconds of one launch of a configuration, given launches of it on inputs of their own.
+Clock = Callable[[Config, Sequence[Callable[[], object]]], float]
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:
     name: str = "lookup"
     directory: str | os.PathLike[str] | None = None
+    rows: int = 8192
+    clock: Clock | None = None
     group: Any = None
 
 
@@ -49,7 +55,14 @@ def current_policy() -> Policy:
 
 
 @contextlib.contextmanager
-def policy(name: str, *, directory: str | os.PathLike[str] | None = None, group: Any = None) -> Iterator[None]:
+def policy(
+    name: str,
+    *,
+    directory: str | os.PathLike[str] | None = None,
+    rows: int = Policy.rows,
+    clock: Clock | None = None,
+    group: Any = None,
+) -> Iterator[None]:
     """Where configurations come from inside a ``with`` block, in every thread of the process.
 
     Args:
@@ -58,11 +71,13 @@ def policy(name: str, *, directory: str | os.PathLike[str] | None = None, group:
             on the first forward that will need them.  ``"frozen"``: a key that is in no table raises.
         directory: of the user's cache; ``$TRITONLN_CACHE_DIR``, or the platform's cache directory,
             where it is None.
+        rows, clock: of ``"search"``, as in :func:`tune`.
         group: under ``torch.distributed``, the process group that tunes together under
             ``"search"``: its first rank measures, the others wait for the result.  All ranks of it
             must come upon new keys in the same order.
 
-    In CUDA-graph capture, in traced code and in backward passes ``"lookup"`` applies whatever the name.
+    In CUDA-graph capture, in traced code and in backward passes ``"lookup"`` applies whatever the
+    name, and what it gives a key there stays for the rest of the block.
 
     Raises:
         ValueError: another name.
@@ -72,19 +87,22 @@ def policy(name: str, *, directory: str | os.PathLike[str] | None = None, group:
         raise ValueError(f"expected policy to be one of {', '.join(map(repr, POLICIES))}, but got {name!r}")
     global _policy
     before = _policy
-    _policy = Policy(name, directory, group)
-    forget_plans()
+    _policy = Policy(name, directory, rows, clock, group)
+    look_again()
     try:
         yield
     finally:
         _policy = before
-        forget_plans()
+        look_again()
 
 
-def forget_plans() -> None:
+def look_again() -> None:
+    """Forgets plans, files, and every configuration that was not measured."""
     for plan in _plans:
         plan.cache_clear()
     _entries.cache_clear()
+    for identity in [i for i, entry in _fixed.items() if entry.provenance != "measured"]:
+        del _fixed[identity]
 
 
 def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
@@ -92,7 +110,7 @@ def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
     name = _policy.name
     if name != "lookup" and (where := _deferred()):
         if name == "search":
-            warn_once(f"tritonln does not tune in {where}: {tunable.name} takes what is known of it")
+            warn_once(f"tritonln does not tune in {where}: what is known of a kernel is used there")
         name = "lookup"
     if name == "search":
         from tritonln.tuning.search import searched
@@ -100,9 +118,10 @@ def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
         return fix(tunable, key, device, searched(tunable, key, device)).config
     entry = known(tunable, key, device)
     if name == "frozen" and entry.provenance == "default":
+        dtype = f" --dtype {NAMES[key.operands['x']]}" if "x" in key.operands else ""
         raise LookupError(
             f"no configuration of {tunable.name} for {key} on {device.name} is in any table: expected one under the "
-            f"policy 'frozen'; add it with: python -m tritonln tune --hidden {key.N} --kernels {tunable.name}"
+            f"policy 'frozen'; add it with: python -m tritonln tune --hidden {key.N} --kernels {tunable.name}{dtype}"
         )
     return entry.config
 
@@ -145,6 +164,8 @@ _entries = functools.cache(read)
 
 def _deferred() -> str | None:
     """Where nothing may be measured: what is being done there, in words."""
+    if _policy.name == "search" and _policy.clock is None and interpreting():
+        return "Triton's interpreter"
     if torch.compiler.is_compiling():
         return "traced code"
     if torch._C._current_graph_task_id() != -1:

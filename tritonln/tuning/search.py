@@ -17,18 +17,14 @@ from tritonln.launch import Recorded
 from tritonln.tolerance import error, tolerance
 from tritonln.tuning import ranks
 from tritonln.tuning.config import Config
-from tritonln.tuning.lookup import current_policy, known
+from tritonln.tuning.lookup import Clock, current_policy, known
 from tritonln.tuning.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.tuning.tunable import Key, Tunable
 
-ROWS = 8192  # of the problem that candidates are timed on
 LIMIT = 8  # candidates
 REPLAYS = 20
 RUNNERS_UP = 2
 MODEL_ERROR = 0.02  # by less than this the model does not overrule the analytic choice
-
-# Seconds of one launch of a configuration, given launches of it on inputs of their own.
-Clock = Callable[[Config, Sequence[Callable[[], object]]], float]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,8 +161,9 @@ def searched(tunable: Tunable, key: Key, device: Device) -> Entry:
         if found.provenance == "measured":
             return found
         where = torch.device(device.type, device.index or 0)
+        clock = policy.clock or device_seconds
         try:
-            entry = entry_of(measured(tunable, key, device, ROWS, LIMIT, device_seconds, where), "measured", ROWS)
+            entry = entry_of(measured(tunable, key, device, policy.rows, LIMIT, clock, where), "measured", policy.rows)
         except RuntimeError as failure:
             warn_once(f"tritonln could not tune {tunable.name} for {key}: {_line(failure)}")
             return found

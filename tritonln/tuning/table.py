@@ -77,6 +77,7 @@ def path_of(folder: pathlib.Path, tunable: Tunable, device: Device) -> pathlib.P
     return folder / re.sub(r"[^A-Za-z0-9.-]+", "_", device.name) / f"{tunable.name}.json"
 
 
+@functools.cache
 def header(tunable: Tunable, device: Device) -> dict[str, Any]:
     import triton
 
