@@ -107,7 +107,7 @@ def test_a_directory_given_to_the_policy(gpu: Device, tmp_path: pathlib.Path) ->
     assert folder is not None
     save(path_of(folder, FORWARD, gpu), FORWARD, gpu, {str(key): Entry(other, "measured")})
     assert config_for(FORWARD, key, gpu) == FORWARD.choice(key, gpu)
-    with tuning.policy("lookup", directory=tmp_path / "mine"):
+    with tuning.policy("lookup", cache_dir=tmp_path / "mine"):
         assert config_for(FORWARD, key, gpu) == other
 
 

@@ -51,18 +51,20 @@ def parser() -> argparse.ArgumentParser:
 
 def info() -> None:
     from tritonln.device import interpreting, runs_triton, triton_device_type
+    from tritonln.tuning.table import user_folder
     from tritonln.version import __version__
 
     try:
         import triton
 
         version, kind = triton.__version__, triton_device_type()
-        mode = "interpreted" if interpreting() else "compiled"
+        mode, tables = "interpreted" if interpreting() else "compiled", user_folder() or "nowhere"
     except ImportError:
-        version, kind, mode = "not installed", None, "not available"
+        version, kind, mode, tables = "not installed", None, "not available", "nowhere"
     print(f"tritonln {__version__}, torch {torch.__version__}, triton {version} ({mode})")
     print(f"Triton drives: {kind or 'no device'}")
     print(f"CPU tensors:   {'Triton kernels, interpreted' if runs_triton('cpu') else 'ATen'}")
+    print(f"tuned here:    {tables}")
 
 
 def inspect(arguments: argparse.Namespace) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
 from tritonln.tuning import ranks, search
-from tritonln.tuning.lookup import Clock, Policy, fix, look_again
+from tritonln.tuning.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.tuning.search import Trial
 from tritonln.tuning.table import path_of, save, user_folder
 from tritonln.tuning.tunable import Key, Tunable
@@ -55,7 +55,7 @@ def tune(
         limit: how many candidates are tried for a key.
         target: with ``offline``, the GPU: a key of ``tritonln.device.TARGETS`` such as ``"sm_90"``.
         offline: compile for ``target`` and rank by the model instead of running anything.
-        folder: where the tables go; this user's cache where it is None.
+        folder: where the tables go, one folder for each device; this user's cache where it is None.
         group: under ``torch.distributed``, the ranks that make this call together; its first rank
             searches, saves, and tells the others.
         clock: seconds of one launch, given a configuration and launches of it on problems of their
@@ -77,7 +77,7 @@ def tune(
         raise ValueError(f"expected kernels to be among {', '.join(known)}, but got {', '.join(unknown)}")
     tunables = [known[name] for name in kernels] if kernels else list(known.values())
     lengths = [hidden] if isinstance(hidden, int) else hidden
-    into = user_folder() if folder is None else pathlib.Path(folder)
+    into = user_folder(current_policy().cache_dir) if folder is None else pathlib.Path(folder)
 
     provenance = "modelled" if offline else "measured"
 

@@ -31,7 +31,7 @@ Clock = Callable[[Config, Sequence[Callable[[], object]]], float]
 @dataclasses.dataclass(frozen=True)
 class Policy:
     name: str = "lookup"
-    directory: str | os.PathLike[str] | None = None
+    cache_dir: str | os.PathLike[str] | None = None
     rows: int = 8192
     clock: Clock | None = None
     group: Any = None
@@ -58,7 +58,7 @@ def current_policy() -> Policy:
 def policy(
     name: str,
     *,
-    directory: str | os.PathLike[str] | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     rows: int = Policy.rows,
     clock: Clock | None = None,
     group: Any = None,
@@ -69,8 +69,8 @@ def policy(
         name: ``"lookup"``, the default: tables, else the analytic choice; nothing is measured.
             ``"search"``: a key that nobody has measured is tuned on its first use, backward kernels
             on the first forward that will need them.  ``"frozen"``: a key that is in no table raises.
-        directory: of the user's cache; ``$TRITONLN_CACHE_DIR``, or the platform's cache directory,
-            where it is None.
+        cache_dir: the user's cache; ``$TRITONLN_CACHE_DIR``, or the platform's cache directory, where
+            it is None.
         rows, clock: of ``"search"``, as in :func:`tune`.
         group: under ``torch.distributed``, the process group that tunes together under
             ``"search"``: its first rank measures, the others wait for the result.  All ranks of it
@@ -87,7 +87,7 @@ def policy(
         raise ValueError(f"expected policy to be one of {', '.join(map(repr, POLICIES))}, but got {name!r}")
     global _policy
     before = _policy
-    _policy = Policy(name, directory, rows, clock, group)
+    _policy = Policy(name, cache_dir, rows, clock, group)
     look_again()
     try:
         yield
@@ -149,7 +149,7 @@ def _identity(tunable: Tunable, key: Key, device: Device) -> tuple[str, int | st
 def _looked_up(tunable: Tunable, key: Key, device: Device) -> Entry:
     name, legal = str(key), None
     of_architecture = TARGETS.get(device.target, device)
-    for folder, owner in ((user_folder(_policy.directory), device), (SHIPPED, device), (SHIPPED, of_architecture)):
+    for folder, owner in ((user_folder(_policy.cache_dir), device), (SHIPPED, device), (SHIPPED, of_architecture)):
         value = None if folder is None else _entries(path_of(folder, tunable, owner), tunable, owner).get(name)
         if value is not None:
             legal = legal or frozenset(tunable.candidates(key, device))

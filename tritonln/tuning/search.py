@@ -167,7 +167,7 @@ def searched(tunable: Tunable, key: Key, device: Device) -> Entry:
         except RuntimeError as failure:
             warn_once(f"tritonln could not tune {tunable.name} for {key}: {_line(failure)}")
             return found
-        folder = user_folder(policy.directory)
+        folder = user_folder(policy.cache_dir)
         if folder is not None:
             save(path_of(folder, tunable, device), tunable, device, {str(key): entry})
         return entry

@@ -58,11 +58,11 @@ def entry_from(value: Any, legal: Collection[Config]) -> Entry | None:
     return entry if entry.provenance in ("measured", "modelled") else None
 
 
-def user_folder(directory: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
-    """Where this version's tables of this user are: `directory`, $TRITONLN_CACHE_DIR, or the platform's cache."""
+def user_folder(cache_dir: str | os.PathLike[str] | None = None) -> pathlib.Path | None:
+    """Where this version's tables of this user are: `cache_dir`, $TRITONLN_CACHE_DIR, or the platform's cache."""
     import triton
 
-    chosen = directory or os.environ.get("TRITONLN_CACHE_DIR")
+    chosen = cache_dir or os.environ.get("TRITONLN_CACHE_DIR")
     if not chosen:
         try:
             import platformdirs
