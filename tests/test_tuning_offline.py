@@ -80,4 +80,4 @@ def test_shipped_tables_are_what_the_command_makes(tmp_path: pathlib.Path) -> No
     done = tune("--offline", "--target", "sm_90", "--hidden", "1024", *arguments)
     assert done.returncode == 0, done.stderr
     for name, entry in entries(path_of(tmp_path, TUNABLES[0], TARGETS["sm_90"])).items():
-        assert {**entry, "date": None} == {**table["entries"][name], "date": None}
+        assert {**entry, "date": None} == {**shipped["entries"][name], "date": None}
