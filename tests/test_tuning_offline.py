@@ -71,10 +71,8 @@ def test_shipped_tables_are_what_the_command_makes(tmp_path: pathlib.Path) -> No
     """One size of one table, as all of them take half an hour."""
     import triton
 
-    if (
-        json.loads(path_of(SHIPPED, TUNABLES[0], TARGETS["sm_90"]).read_text())["header"]["triton"]
-        != triton.__version__
-    ):
+    shipped = json.loads(path_of(SHIPPED, TUNABLES[0], TARGETS["sm_90"]).read_text())
+    if shipped["header"]["triton"] != triton.__version__:
         pytest.skip("the tables are of another Triton")
     arguments = ("--dtype", "bf16", "--candidates", "4", "--kernels", "layer_norm_fwd", "--folder", str(tmp_path))
     done = tune("--offline", "--target", "sm_90", "--hidden", "1024", *arguments)
