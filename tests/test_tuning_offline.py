@@ -34,7 +34,8 @@ def keys(tunable: Tunable) -> dict[str, Key]:
 @pytest.mark.compiles
 def test_offline(tmp_path: pathlib.Path) -> None:
     """Twice: the second time changes no byte."""
-    arguments = ("--offline", "--target", "gfx942", "--hidden", "256", "--dtype", "fp32", "--folder", str(tmp_path))
+    arguments = ("--offline", "--target", "gfx942", "--hidden", "256", "--dtype", "fp32", "--candidates", "2")
+    arguments += ("--folder", str(tmp_path))
     done = tune(*arguments)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "modelled, not measured"
