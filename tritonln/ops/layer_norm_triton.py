@@ -65,8 +65,9 @@ def backward_plan(
     from tritonln.kernels.layer_norm_wide import layer_norm_wide_bwd
 
     c = config.backward(N, x.itemsize, device)
-    kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
-    constants = (N, c.block_m, c.block_n, c.stages)
+    one_tile = c.pieces * c.block_n >= N
+    kernel = layer_norm_bwd if one_tile else layer_norm_wide_bwd
+    constants = (N, *((c.pieces,) if one_tile else ()), c.block_m, c.block_n, c.stages)
     # Two objects, as one writes sums in fp32 and the other the gradients in their own dtypes.
     several, alone = (Launch(kernel, constants, device, c.num_warps, c.num_ctas) for _ in range(2))
     s = config.column_sum(N)

@@ -15,7 +15,7 @@ from tritonln.device import Device
 
 @dataclass(frozen=True)
 class Config:
-    """BLOCK_M rows by BLOCK_N columns a tile; BLOCK_N below the row length walks the row in chunks."""
+    """BLOCK_M rows by BLOCK_N columns a tile; less than the row length, in all pieces, walks the row in chunks."""
 
     block_m: int
     block_n: int
@@ -23,6 +23,7 @@ class Config:
     num_ctas: int = 1
     stages: int = 1  # tiles in flight: the one in use and the prefetched ones
     programs: int = 0  # resident programs of a persistent kernel on the whole device; 0: one for every tile
+    pieces: int = 1  # of BLOCK_N columns each, that a tile holds of a row
 
 
 def next_power_of_2(n: int) -> int:
@@ -65,9 +66,11 @@ def backward(N: int, x_bytes: int, device: Device) -> Config:
     # Past 8 warps 128 registers are left, enough for 16 values where addresses are shared.
     warps = 16 if width > 256 * each and each == 16 and aligned(N, x_bytes) else 8
     tile = warps * 32 * each
+    columns, pieces = _pieces(N, x_bytes, warps) if aligned(N, x_bytes) else (width, 1)
     if width <= tile:
-        rows = tile // max(64, width)
-        return Config(rows, width, warps, 1, _stages(2 * rows * N * x_bytes, device), device.multiprocessors)
+        rows = max(warps * 512 // x_bytes // columns, tile // (max(64, columns) * pieces))
+        stages = _stages(2 * rows * N * x_bytes, device)
+        return Config(rows, columns, warps, 1, stages, device.multiprocessors, pieces)
     ctas = largest_cluster(device, width // tile)
     if ctas * tile == width:
         stages = _stages(2 * N * x_bytes // ctas, device)
@@ -75,6 +78,19 @@ def backward(N: int, x_bytes: int, device: Device) -> Config:
     # A group of 16 rows writes 1 byte of partial sums for each value it reads; 4 warps leave room
     # for three programs, 48 KiB in flight.
     return Config(16, 8 * each, 4)
+
+
+def _pieces(N: int, x_bytes: int, warps: int) -> tuple[int, int]:
+    """Columns of a piece and how many hold a row, a power of two.
+
+    A piece is what the fewest warps load at once: few warps exchange row sums, and pieces past the
+    row cost nothing.  A thread holds 8 16-bit values of each, so 4 fill the registers; 5 fit
+    where nothing is masked.
+    """
+    columns = 512 // x_bytes
+    while columns < warps * 512 // x_bytes and 4 * columns < N and not (x_bytes == 2 and 5 * columns == N):
+        columns *= 2
+    return min(columns, next_power_of_2(N)), next_power_of_2(-(-N // columns))
 
 
 def _stages(tile_bytes: int, device: Device) -> int:
