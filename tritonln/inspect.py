@@ -115,7 +115,8 @@ def report(call: Recorded, device: Device, hidden: int) -> Report:
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
     resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
     # Of one thread block.
-    rows, columns = constants.get("BLOCK_M", constants.get("BLOCK_P", 1)), min(constants["BLOCK_N"], hidden) / ctas
+    rows = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
+    columns = min(constants.get("PIECES", 1) * constants["BLOCK_N"], hidden) / ctas
     tensors = [a for a in call.args if isinstance(a, torch.Tensor)]
     # What is read row by row: x, dy and x, or one set of partial sums at a time; not weight.
     streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a.dim() > 1]
@@ -168,7 +169,7 @@ def table(reports: list[Report]) -> str:
         [
             r.kernel,
             str(r.hidden),
-            "x".join(str(v) for k, v in r.constants.items() if k.startswith("BLOCK")),
+            "x".join(str(v) for k, v in r.constants.items() if k.startswith(("PIECES", "BLOCK"))),
             f"{r.num_warps}" if r.num_ctas == 1 else f"{r.num_ctas}x{r.num_warps}",
             str(r.registers),
             str(r.spills),

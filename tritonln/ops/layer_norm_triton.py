@@ -68,8 +68,11 @@ def _backward_kernels() -> tuple[Any, Any]:
 
 def _backward(key: Key, c: Config, device: Device) -> Plan:
     one_tile, wide = _backward_kernels()
-    kernel = one_tile if c.block_n >= key.N else wide
-    launch = Launch(kernel, (key.N, c.block_m, c.block_n, c.num_stages), device, c.num_warps, c.num_ctas)
+    tile = c.block_m, c.block_n, c.num_stages
+    if c.pieces * c.block_n >= key.N:
+        launch = Launch(one_tile, (key.N, c.pieces, *tile), device, c.num_warps, c.num_ctas)
+    else:
+        launch = Launch(wide, (key.N, *tile), device, c.num_warps)
     return Plan(launch, c.block_m, c.programs * device.multiprocessors // c.num_ctas)
 
 

@@ -175,7 +175,7 @@ def table(tried: dict[Key, list[Trial]]) -> str:
         for trial in trials:
             c = trial.config
             found = f"{trial.seconds * 1e6:9.2f} us" if trial.error is None else f"rejected: {trial.error}"
-            tile = f"tile {c.block_m}x{c.block_n}".ljust(16)
+            tile = f"tile {c.block_m}x{c.block_n}{f'x{c.pieces}' if c.pieces > 1 else ''}".ljust(17)
             lines.append(
                 f"  {tile} warps {c.num_ctas}x{c.num_warps:<3} stages {c.num_stages}  programs {c.programs}  {found}"
             )

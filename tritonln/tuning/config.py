@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """BLOCK_M rows by BLOCK_N columns a tile; BLOCK_N below the row length walks the row in chunks."""
+    """BLOCK_M rows by BLOCK_N columns a tile; less than the row length, in all pieces, walks the row in chunks."""
 
     block_m: int
     block_n: int
@@ -15,6 +15,7 @@ class Config:
     num_ctas: int = 1
     num_stages: int = 1  # tiles in flight: the one in use and the prefetched ones
     programs: int = 0  # of a persistent kernel, resident on each multiprocessor; 0: one program for every tile
+    pieces: int = 1  # of BLOCK_N columns each, that a tile holds of a row
 
 
 def next_power_of_2(n: int) -> int:

@@ -71,15 +71,29 @@ def backward(N: int, x_bytes: int, device: Device) -> Config:
     # Past 8 warps 128 registers are left, enough for 16 values where addresses are shared.
     warps = 16 if width > 256 * each and each == 16 and aligned(N, x_bytes) else 8
     tile = warps * 32 * each
+    columns, pieces = _pieces(N, x_bytes, warps) if aligned(N, x_bytes) else (width, 1)
     if width <= tile:
-        rows = tile // max(64, width)
-        return Config(rows, width, warps, 1, _stages(2 * rows * N * x_bytes, device), 1)
+        rows = max(warps * 512 // x_bytes // columns, tile // (max(64, columns) * pieces))
+        return Config(rows, columns, warps, 1, _stages(2 * rows * N * x_bytes, device), 1, pieces)
     ctas = largest_cluster(device, width // tile)
     if ctas * tile == width:
         return Config(1, width, warps, ctas, _stages(2 * N * x_bytes // ctas, device), 1)
     # A group of 16 rows writes 1 byte of partial sums for each value it reads; 4 warps leave room
     # for three programs, 48 KiB in flight.
     return Config(16, 8 * each, 4)
+
+
+def _pieces(N: int, x_bytes: int, warps: int) -> tuple[int, int]:
+    """Columns of a piece and how many hold a row, a power of two.
+
+    A piece is what the fewest warps load at once: few warps exchange row sums, and pieces past the
+    row cost nothing.  A thread holds 8 16-bit values of each, so 4 fill the registers; 5 fit
+    where nothing is masked.
+    """
+    columns = 512 // x_bytes
+    while columns < warps * 512 // x_bytes and 4 * columns < N and not (x_bytes == 2 and 5 * columns == N):
+        columns *= 2
+    return min(columns, next_power_of_2(N)), next_power_of_2(-(-N // columns))
 
 
 def _stages(tile_bytes: int, device: Device) -> int:
@@ -96,18 +110,29 @@ def _fitting(tile_bytes: int, device: Device) -> int:
 def backward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config]:
     width = next_power_of_2(N)
     for warps in WARPS:
-        for each in VALUES[:3]:  # five tiles are held at once
+        whole = [(width, 1), _pieces(N, x_bytes, warps)] if aligned(N, x_bytes) else [(width, 1)]
+        for columns, pieces in dict.fromkeys(whole):
+            held = max(64, columns) * -(-N // columns) / (warps * 32)  # values a thread of one row
+            for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+                if VALUES[0] / 2 <= held * rows <= 40:  # five tiles are held at once
+                    for stages, programs in _residencies(2 * rows * N * x_bytes, device):
+                        yield Config(rows, columns, warps, 1, stages, programs, pieces)
+        for each in VALUES[:3]:
             tile = warps * 32 * each
-            ctas = max(1, width // tile)
-            if ctas == 1 or _spread(device, ctas):
-                rows = max(1, tile // max(64, width))
-                for programs in (1, 2, 4):
-                    ahead = max(1, min(_fitting(2 * rows * N * x_bytes // ctas * programs, device), 3))
-                    for stages in range(1, ahead + 2):
-                        yield Config(rows, width, warps, ctas, stages, programs)
+            if width > tile and _spread(device, ctas := width // tile):
+                for stages, programs in _residencies(2 * N * x_bytes // ctas, device):
+                    yield Config(1, width, warps, ctas, stages, programs)
             for rows in (8, 16, 32):  # a group's partial sums are 16 / rows bytes a 16-bit value read
                 if 64 <= tile // rows <= width // 2:
                     yield Config(rows, tile // rows, warps)
+
+
+def _residencies(tile_bytes: int, device: Device) -> Iterator[tuple[int, int]]:
+    """Stages of a program and programs of a multiprocessor whose tiles fit."""
+    for programs in (1, 2, 4):
+        ahead = max(1, min(_fitting(tile_bytes * programs, device), 3))
+        for stages in range(1, ahead + 2):
+            yield stages, programs
 
 
 def backward_safe(N: int) -> Config:

@@ -40,8 +40,9 @@ def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Conf
     """The analytic choice and the candidates that differ least from it: in doublings of what it holds and shares."""
 
     def measures(c: Config) -> tuple[float, ...]:
-        values = c.block_m * c.block_n / (c.num_warps * c.num_ctas)
-        return (*map(math.log2, (values, c.block_n, c.num_warps, c.num_ctas, max(1, c.programs))), c.num_stages)
+        values = c.pieces * c.block_m * c.block_n / (c.num_warps * c.num_ctas)
+        doubled = (values, c.block_n, c.pieces, c.num_warps, c.num_ctas, max(1, c.programs))
+        return (*map(math.log2, doubled), c.num_stages)
 
     choice = tunable.choice(key, device)
     of_choice = measures(choice)
