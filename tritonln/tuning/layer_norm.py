@@ -112,9 +112,9 @@ def backward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config
     for warps in WARPS:
         whole = [(width, 1), _pieces(N, x_bytes, warps)] if aligned(N, x_bytes) else [(width, 1)]
         for columns, pieces in dict.fromkeys(whole):
-            held = max(64, columns) * -(-N // columns) / (warps * 32)  # values a thread of one row
-            for rows in (1, 2, 4, 8, 16, 32, 64, 128, 256):
-                if VALUES[0] / 2 <= held * rows <= 40:  # five tiles are held at once
+            held = columns * -(-N // columns) / (warps * 32)  # values a thread of one row
+            for rows in (1 << i for i in range(12)):
+                if 2 <= held * rows <= 40:  # five tiles are held at once
                     for stages, programs in _residencies(2 * rows * N * x_bytes, device):
                         yield Config(rows, columns, warps, 1, stages, programs, pieces)
         for each in VALUES[:3]:
