@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -146,8 +147,12 @@ def test_unknown_policy() -> None:
 
 def test_frozen_names_the_command(device: torch.device) -> None:
     x = torch.randn(3, 1000, dtype=BF16, device=device)
-    command = "python -m tritonln tune --hidden 1000 --kernels layer_norm_fwd --dtype bf16"
-    with tuning.policy("frozen"), pytest.raises(LookupError, match=command):
+    command = "python -m tritonln tune --key '(layer_norm_fwd N=1000 x=bf16 y=bf16)'"
+    with tuning.policy("frozen"), pytest.raises(LookupError, match=command) as caught:
+        tritonln.layer_norm(x, 1000)
+    (key,) = re.findall(command, str(caught.value))
+    tuning.tune(keys=[key], rows=ROWS, limit=1, clock=clock)
+    with tuning.policy("frozen"):
         tritonln.layer_norm(x, 1000)
 
 
@@ -311,6 +316,9 @@ def test_tune(gpu: Device, device: torch.device, tmp_path: pathlib.Path) -> None
     ("arguments", "error", "message"),
     [
         ({"kernels": ["softmax"], "clock": clock}, ValueError, "layer_norm_fwd, .*, but got softmax"),
+        ({"keys": ["layer_norm_fwd N=x"], "clock": clock}, ValueError, "expected a key such as"),
+        ({"keys": ["layer_norm_fwd N=64 y=bf16 x=bf16"], "clock": clock}, ValueError, "in this order"),
+        ({"hidden": ()}, ValueError, "expected row lengths"),
         ({"offline": True}, ValueError, "target together with offline"),
         ({"target": "sm_90"}, ValueError, "target together with offline"),
         ({"target": "sm_1", "offline": True}, ValueError, "sm_90.*but got 'sm_1'"),
@@ -318,7 +326,7 @@ def test_tune(gpu: Device, device: torch.device, tmp_path: pathlib.Path) -> None
 )
 def test_tune_says_what_it_expects(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        tuning.tune(64, **arguments)
+        tuning.tune(**{"hidden": 64, **arguments})
 
 
 def test_tuning_without_a_gpu_names_the_alternative(device: torch.device) -> None:

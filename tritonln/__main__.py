@@ -38,10 +38,11 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument("--kernel", help="only this kernel, such as layer_norm_bwd")
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
     tune = commands.add_parser("tune", help="search configurations on the GPU that is here, or by a model for another")
-    tune.add_argument("--hidden", type=sizes, required=True, help="row lengths, comma separated")
+    tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
     tune.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
     tune.add_argument("--rows", type=int, default=8192, help="of the problems that are timed (default: %(default)s)")
     tune.add_argument("--kernels", type=words, help="only these, comma separated, such as layer_norm_fwd")
+    tune.add_argument("--key", action="append", default=[], help="such as 'layer_norm_fwd N=1000 x=bf16 y=bf16'")
     tune.add_argument("--candidates", type=int, default=8, help="tried for a key, at most (default: %(default)s)")
     tune.add_argument("--offline", action="store_true", help="rank by the model; nothing runs")
     tune.add_argument("--target", choices=TARGETS, help="with --offline, the GPU")
@@ -96,6 +97,7 @@ def tune(arguments: argparse.Namespace) -> None:
         arguments.hidden,
         DTYPES[arguments.dtype],
         kernels=arguments.kernels,
+        keys=arguments.key,
         rows=arguments.rows,
         limit=arguments.candidates,
         target=arguments.target,

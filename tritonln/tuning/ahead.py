@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
+from tritonln.dtypes import DTYPES
 from tritonln.tuning import ranks, search
 from tritonln.tuning.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.tuning.search import Trial
@@ -29,10 +30,11 @@ def registered() -> dict[str, Tunable]:
 
 
 def tune(
-    hidden: int | Sequence[int],
+    hidden: int | Sequence[int] = (),
     dtype: torch.dtype = torch.bfloat16,
     *,
     kernels: Sequence[str] | None = None,
+    keys: Sequence[str] = (),
     rows: int = Policy.rows,
     limit: int = search.LIMIT,
     target: str | None = None,
@@ -42,7 +44,7 @@ def tune(
     clock: Clock | None = None,
     progress: Progress = iter,
 ) -> dict[Key, list[Trial]]:
-    """Searches the configurations of the usual keys of some row lengths, and saves the best.
+    """Searches the configurations of the usual keys of some row lengths, or of given keys, and saves the best.
 
     A candidate is timed only after its results agree, on two random problems with poisoned
     outputs, with those of the safe configuration within the tolerance of :mod:`tritonln.tolerance`.
@@ -51,6 +53,8 @@ def tune(
         hidden: row length or lengths.
         dtype: of x; weights of that dtype and, for a 16-bit one, of fp32 are both tuned.
         kernels: names of kernels; all of them where it is None.
+        keys: others than the usual ones, as this function's table and the errors of the policy
+            ``"frozen"`` spell them: ``"layer_norm_fwd N=1000 x=bf16 y=fp32"``.
         rows: of the problems that are timed.  The configuration is used for any number of rows.
         limit: how many candidates are tried for a key.
         target: with ``offline``, the GPU: a key of ``tritonln.device.TARGETS`` such as ``"sm_90"``.
@@ -66,17 +70,16 @@ def tune(
         The trials of each key, the best first.  What was best is what this process launches from here on.
 
     Raises:
-        ValueError: unknown kernel or target; ``target`` without ``offline``, or the reverse.
+        ValueError: unknown kernel, key or target; ``target`` without ``offline``, or the reverse.
         RuntimeError: no GPU to measure on, or kernels that are interpreted and cannot be compiled;
             every candidate of a key rejected.
     """
+    if not hidden and not keys:
+        raise ValueError("expected row lengths (hidden) or keys to tune, but got neither")
     device, where = _device(target, offline, clock)
-    known = registered()
-    unknown = [name for name in kernels or () if name not in known]
-    if unknown:
-        raise ValueError(f"expected kernels to be among {', '.join(known)}, but got {', '.join(unknown)}")
-    tunables = [known[name] for name in kernels] if kernels else list(known.values())
+    tunables = [_named(name) for name in kernels or registered()]
     lengths = [hidden] if isinstance(hidden, int) else hidden
+    wanted = [(t, key) for t in tunables for n in lengths for key in t.keys(n, dtype)] + [_key(text) for text in keys]
     into = user_folder(current_policy().cache_dir) if folder is None else pathlib.Path(folder)
 
     provenance = "modelled" if offline else "measured"
@@ -92,7 +95,7 @@ def tune(
         return trials
 
     tried, found = {}, []
-    for tunable, key in progress([(t, key) for t in tunables for n in lengths for key in t.keys(n, dtype)]):
+    for tunable, key in progress(wanted):
         asked = f"{tunable.name} {key}"
         tried[key] = ranks.from_first(functools.partial(searched, tunable, key), asked, group)
         found.append((tunable, key, search.entry_of(tried[key], provenance, rows)))
@@ -100,6 +103,26 @@ def tune(
     for tunable, key, entry in found:
         fix(tunable, key, device, entry)
     return tried
+
+
+def _named(name: str) -> Tunable:
+    known = registered()
+    if name not in known:
+        raise ValueError(f"expected kernels to be among {', '.join(known)}, but got {name}")
+    return known[name]
+
+
+def _key(text: str) -> tuple[Tunable, Key]:
+    try:
+        name, length, *operands = text.split()
+        tunable = _named(name)
+        dtypes = {operand: DTYPES[dtype] for operand, dtype in (part.split("=") for part in operands)}
+        key = tunable.key(int(length.removeprefix("N=")), **dtypes)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"expected a key such as 'layer_norm_fwd N=1000 x=bf16 y=bf16', but got {text!r}") from error
+    if f"{name} {key}" != text:
+        raise ValueError(f"expected the operands {', '.join(tunable.operands)} in this order, but got {text!r}")
+    return tunable, key
 
 
 def _device(target: str | None, offline: bool, clock: Clock | None) -> tuple[Device, torch.device]:

@@ -16,7 +16,6 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 
 from tritonln.device import TARGETS, Device, interpreting
-from tritonln.dtypes import NAMES
 from tritonln.tuning.config import Config
 from tritonln.tuning.table import SHIPPED, Entry, entry_from, path_of, read, user_folder, warn_once
 from tritonln.tuning.tunable import Key, Tunable
@@ -118,10 +117,9 @@ def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
         return fix(tunable, key, device, searched(tunable, key, device)).config
     entry = known(tunable, key, device)
     if name == "frozen" and entry.provenance == "default":
-        dtype = f" --dtype {NAMES[key.operands['x']]}" if "x" in key.operands else ""
         raise LookupError(
             f"no configuration of {tunable.name} for {key} on {device.name} is in any table: expected one under the "
-            f"policy 'frozen'; add it with: python -m tritonln tune --hidden {key.N} --kernels {tunable.name}{dtype}"
+            f"policy 'frozen'; add it with: python -m tritonln tune --key '{tunable.name} {key}'"
         )
     return entry.config
 
