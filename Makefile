@@ -3,7 +3,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-.PHONY: demo test check bench gpu-acceptance format clean
+# The shipped tables: what the model says of the usual hidden sizes.
+TARGETS := sm_80 sm_90 H200 sm_100 gfx942
+HIDDEN := 64,128,256,512,768,1024,1536,2048,3072,4096,5120,8192,12288,16384,32768,65536
+
+.PHONY: demo test check bench gpu-acceptance tables format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m benchmarks.demo
@@ -23,6 +27,11 @@ bench: $(VENV)/installed
 # For the day a GPU is there: under 9 minutes, from a bare checkout, with the packages of a CUDA PyTorch image.
 gpu-acceptance:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.acceptance
+
+tables: $(VENV)/installed
+	for target in $(TARGETS); do for dtype in bf16 fp16 fp32; do \
+	$(BIN)/python -m tritonln tune --offline --target $$target --hidden $(HIDDEN) --dtype $$dtype --candidates 4 \
+	--folder autotune_cache || exit 1; done; done
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from benchmarks.__main__ import folder_name
 from benchmarks.results_file import RESULTS, ROOT
 
-TUNED_HIDDEN = "64,128,256,512,768,1024,2048,4096,8192,16384,32768,65536"
+TUNED_HIDDEN = "1024,4096,768,2048,8192,256,512,16384,64,128,32768,65536"  # the commonest first
 PYTEST = ("-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
@@ -46,7 +46,17 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
     )
     copies = (*run, "--providers", "copy", "--cases", "hidden", "--dtypes", "bf16", "--passes", "forward")
     sweep = (*run, "--providers", "tritonln,eager,cudnn,copy", "--dtypes", "bf16", "--passes", "no_grad,backward")
-    tuning = ("-m", "tritonln", "tune", "--dtype", "bf16", "--hidden", "1024" if rehearse else TUNED_HIDDEN)
+    tuning = (
+        "-m",
+        "tritonln",
+        "tune",
+        "--dtype",
+        "bf16",
+        "--candidates",
+        "4",
+        "--hidden",
+        "1024" if rehearse else TUNED_HIDDEN,
+    )
     return [
         Step("environment", 20, ("-m", "benchmarks.acceptance", "--environment"), 12),
         Step("tests of the device", 90, (*tests, "tests/test_gpu.py", "-rs"), 12),

@@ -18,8 +18,8 @@ from rich.table import Table
 
 import tritonln
 from tritonln import reference
-from tritonln.__main__ import DTYPES
 from tritonln.device import triton_device_type
+from tritonln.dtypes import DTYPES
 from tritonln.tolerance import error, tolerance
 
 CASES = [

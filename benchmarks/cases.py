@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from tritonln.__main__ import DTYPES
+from tritonln.dtypes import DTYPES
 
 SWEPT_DTYPES = ("bf16", "fp16", "fp32")
 

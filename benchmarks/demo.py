@@ -20,10 +20,10 @@ from torch import Tensor
 import tritonln
 from tritonln import reference
 from tritonln.device import interpreting, kernels_on, runs_triton, triton_device_type
+from tritonln.dtypes import DTYPES
 from tritonln.tolerance import error
 
 HIDDEN, STEPS, BATCH = 256, 30, 64
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
 class Net(torch.nn.Module):

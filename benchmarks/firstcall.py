@@ -47,7 +47,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         for state in ("cold", "warm"):
             command = [sys.executable, "-c", CHILD.format(rows=a.rows, hidden=a.hidden)]
-            environment = {**os.environ, "TRITON_CACHE_DIR": cache}
+            environment = {**os.environ, "TRITON_CACHE_DIR": cache, "TRITONLN_CACHE_DIR": cache}
             done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
             compiled, loaded, seconds = done.stdout.split()
             if a.json:

@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks import stub
 from tritonln.device import TARGETS, Device
+from tritonln.inspect import LATENCY, Report
 
 KEPT = (
     *("kernel", "num_warps", "num_ctas", "programs", "registers", "spills", "shared", "resident"),
@@ -32,24 +33,25 @@ Facts = dict[str, Any]
 
 def of_tritonln(target: str, cases: list[Facts]) -> Iterator[list[Facts]]:
     os.environ["TRITON_INTERPRET"] = "0"
-    from tritonln.__main__ import DTYPES
+    from tritonln.dtypes import DTYPES
     from tritonln.inspect import inspect_layer_norm
 
     for case in cases:
         dtype = DTYPES[case["dtype"]]
-        reports = inspect_layer_norm(target, case["N"], dtype, dtype, case["M"])
         found: list[Facts] = []
-        for r in reports:
+        for r in inspect_layer_norm(target, case["N"], dtype, dtype, case["M"]):
             # The sum over partial sums walks one row for each program of the kernel before it.
-            values = case["N"] * (found[-1]["programs"] if r.kernel == "column_sum" else case["M"])
-            each = r.instructions_per_element
-            found.append({
-                **{k: getattr(r, k) for k in KEPT},
-                "moved": r.bytes_per_element * values,
-                "instructions": None if each is None else each * values,
-                "backward": r is not reports[0],
-            })  # fmt: skip
+            rows = found[-1]["programs"] if r.kernel == "column_sum" else case["M"]
+            found.append(facts(r, rows, TARGETS[target], backward=bool(found)))
         yield found
+
+
+def facts(report: Report, rows: int, device: Device, backward: bool) -> Facts:
+    from tritonln.tuning.model import seconds
+
+    kept = {k: getattr(report, k) for k in KEPT}
+    moved = report.bytes_per_element * rows * report.hidden
+    return {**kept, "moved": moved, "seconds": seconds(report, rows, device), "backward": backward}
 
 
 @dataclasses.dataclass
@@ -79,17 +81,33 @@ class Listener:
         resident = min(code.resident, -(-programs // self.device.multiprocessors))
         rows = options.get("BT", options.get("BLOCK_ROW", 1))  # of a tile, as these libraries call it
         tensors = {a.data_ptr(): a for a in (*args, *options.values()) if isinstance(a, torch.Tensor)}
-        self.launched[name] = {
-            **{"kernel": name, "num_warps": compiled.metadata.num_warps, "num_ctas": 1, "programs": programs},
-            **{"registers": code.registers, "spills": code.spills, "shared": compiled.metadata.shared},
-            **{"resident": resident, "loads": code.loads, "stores": code.stores, "barriers": code.barriers},
-            # As the inspector counts: the rows that a program reads at once, x forward, x and dy backward.
-            "in_flight": resident * rows * self.case["N"] * self.itemsize * (1 + self.backward),
-            "needed": self.needed,
-            "moved": sum(t.numel() * t.element_size() for t in tensors.values()),
-            "instructions": code.instructions * threads * self.case["M"] / rows,
-            "backward": self.backward,
-        }
+        values, warps = self.case["M"] * self.case["N"], compiled.metadata.num_warps
+        streamed = self.itemsize * (1 + self.backward)  # as the inspector counts: x forward, x and dy backward
+        report = Report(
+            kernel=name,
+            target=self.device.target,
+            hidden=self.case["N"],
+            constants={"BLOCK_M": rows, "BLOCK_N": self.case["N"]},
+            num_warps=warps,
+            num_ctas=1,
+            programs=programs,
+            registers=code.registers,
+            spills=code.spills,
+            shared=compiled.metadata.shared,
+            resident=resident,
+            occupancy=code.resident * threads / self.device.threads,
+            loads=code.loads,
+            stores=code.stores,
+            barriers=code.barriers,
+            async_copies=code.async_copies,
+            cluster=code.cluster,
+            bytes_per_element=sum(t.numel() * t.element_size() for t in tensors.values()) / values,
+            streamed=streamed,
+            instructions_per_element=code.instructions * threads / (rows * self.case["N"]),
+            in_flight=resident * rows * self.case["N"] * streamed,
+            needed=self.needed,
+        )
+        self.launched[name] = facts(report, self.case["M"], self.device, self.backward)
         return compiled
 
     def torchs(self, kernel: Any, backward: bool) -> Facts:
@@ -98,7 +116,7 @@ class Listener:
             **dict.fromkeys(("num_warps", "num_ctas", "registers", "spills", "shared", "resident", "barriers"), 0),
             **{"kernel": kernel.name, "programs": self.device.multiprocessors, "loads": {}, "stores": {}},
             **{"in_flight": self.needed, "needed": self.needed, "moved": kernel.distinct},
-            **{"instructions": None, "backward": backward},
+            **{"seconds": kernel.distinct / self.device.bandwidth + LATENCY / 2, "backward": backward},
         }
 
 
@@ -110,8 +128,7 @@ def of_library(name: str, target: str, cases: list[Facts]) -> Iterator[list[Fact
 
     from benchmarks.libraries import libraries, spread_liger
     from benchmarks.traffic import Kernel, TorchOperators
-    from tritonln.__main__ import DTYPES
-    from tritonln.inspect import LATENCY
+    from tritonln.dtypes import DTYPES
 
     device, norm, run = TARGETS[target], libraries()[name], JITFunction.run
     needed = round(device.bandwidth * LATENCY / device.multiprocessors)

@@ -84,17 +84,18 @@ class Tritonln(Provider):
         return lambda x, w, b: rms_norm(x, w.shape, w, EPS)
 
     def configuration(self, case: Case) -> dict[str, Any] | None:
-        import dataclasses
-
         from tritonln.device import kernels_on, triton_device_type
-        from tritonln.tuning import config
+        from tritonln.ops.layer_norm_triton import backward_plan, forward_plan
 
         device = kernels_on(torch.device(triton_device_type() or "cpu"))
         if device is None or case.shape.operator != "layer_norm":
             return None
-        choose = {"backward": (config.backward,), "both": (config.forward, config.backward)}
-        chosen = choose.get(case.direction, (config.forward,))
-        return {c.__name__: dataclasses.asdict(c(case.shape.N, case.torch_dtype.itemsize, device)) for c in chosen}
+        N, dtype, plans = case.shape.N, case.torch_dtype, []
+        if case.direction != "backward":
+            plans.append(forward_plan(N, dtype, dtype, dtype, dtype, case.direction != "no_grad", device))
+        if case.gradients:
+            plans.append(backward_plan(N, dtype, dtype, dtype, dtype, (True, True, True), device)[0])
+        return {p.launch.kernel.__name__: {"constants": p.launch.constants, **p.launch.options} for p in plans}
 
 
 @register

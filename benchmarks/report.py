@@ -70,7 +70,7 @@ NOTICE = {
     "measured": "Times are the device's own; GB/s count the least bytes that must move; % of copy is of a device "
     "copy measured in the same run. A cell whose result is wrong is not timed.",
     "modelled": "No time on this page was measured on a GPU. Times and GB/s marked modelled come from a roofline over "
-    "what was compiled and counted, which charges nothing for spills, launches or synchronization; spills, widths, "
+    "what was compiled and counted, which charges nothing for spills and launches; spills, widths, "
     "launches and bytes are facts of the machine code and of the launches.",
     "rehearsed": "A rehearsal: the harness ran on a CPU taken for a GPU. Its times say nothing of any GPU.",
 }

@@ -23,8 +23,9 @@ from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.libraries import libraries  # noqa: E402
 from benchmarks.providers import Norm  # noqa: E402
-from tritonln.__main__ import DTYPES, sizes  # noqa: E402
+from tritonln.__main__ import sizes  # noqa: E402
 from tritonln.device import TARGETS  # noqa: E402
+from tritonln.dtypes import DTYPES  # noqa: E402
 from tritonln.inspect import counted_widths  # noqa: E402
 from tritonln.machine_code import read_cubin  # noqa: E402
 

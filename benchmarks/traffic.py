@@ -29,7 +29,8 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.libraries import libraries, ours
 from benchmarks.providers import Norm
-from tritonln.__main__ import DTYPES, sizes
+from tritonln.__main__ import sizes
+from tritonln.dtypes import DTYPES
 
 
 @dataclasses.dataclass

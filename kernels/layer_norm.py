@@ -7,15 +7,19 @@
     stats           (M, 2)   (mean, rstd) of every row, fp32 (fp64 for fp64 x); None: not stored
     dw, db partial  (P, N)   fp32 (fp64), one row a program; None: not wanted
 
-A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  The pointers of weight and
-bias are built in the tile's own two dimensions: one layout for everything, so nothing is
-exchanged between threads but the row sums, and each load is as wide as those of x.
+A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Backward, a row is PIECES
+pieces of BLOCK_N columns and the tile (PIECES BLOCK_M, BLOCK_N): its row i holds piece i // BLOCK_M
+of row i % BLOCK_M, so that few warps share a row and N need not be near a power of two.
+
+The pointers of weight and bias are built in the tile's own two dimensions: one layout for
+everything, so nothing is exchanged between threads but the row sums, and each load is as wide as
+those of x.
 """
 
 import triton
 import triton.language as tl
 
-from .row import load_upcast, row_standardize, row_standardize_bwd, row_stride, store_stats
+from .row import load_upcast, row_standardize, row_standardize_bwd, row_stride, store_stats, sum_rows
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -64,6 +68,7 @@ def layer_norm_bwd(
     stride_xm,
     M: tl.int64,
     N: tl.constexpr,
+    PIECES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
@@ -74,8 +79,10 @@ def layer_norm_bwd(
     of use; dw and db stay in registers until the program writes its own row of partial sums.
     """
     program, P = tl.program_id(0), tl.num_programs(0)
-    rows = tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
+    piece = tl.arange(0, PIECES * BLOCK_M)[:, None]
+    rows = piece % BLOCK_M
+    start = piece // BLOCK_M * BLOCK_N
+    cols = start + tl.arange(0, BLOCK_N)[None, :]
     in_row = cols < N
     stride_x, stride_dy = row_stride(stride_xm, N), row_stride(stride_dym, N)
     accumulator: tl.constexpr = stats_ptr.dtype.element_ty
@@ -83,9 +90,9 @@ def layer_norm_bwd(
     if weight_ptr is not None:
         weight = load_upcast(weight_ptr + cols, in_row)
     if dw_partial_ptr is not None:
-        dw = tl.zeros([BLOCK_M, BLOCK_N], accumulator)
+        dw = tl.zeros(cols.shape, accumulator)
     if db_partial_ptr is not None:
-        db = tl.zeros([BLOCK_M, BLOCK_N], accumulator)
+        db = tl.zeros(cols.shape, accumulator)
 
     for tile in tl.range(program, tl.cdiv(M, BLOCK_M), P, num_stages=STAGES):
         row0 = tile * BLOCK_M
@@ -95,21 +102,23 @@ def layer_norm_bwd(
         dy = load_upcast(dy_ptr + row0 * stride_dy + (rows * stride_dy + cols), inside)
         mean = tl.load(stats_ptr + row0 * 2 + rows * 2, mask=in_rows, other=0.0)
         rstd = tl.load(stats_ptr + row0 * 2 + rows * 2 + 1, mask=in_rows, other=0.0)
-        x_hat = (x - mean) * rstd
+        # Zeros known when compiling: what follows is left out for the pieces past the row.
+        dy = tl.where(start < N, dy, 0.0)
+        x_hat = tl.where(in_row, (x - mean) * rstd, 0.0)
+        if dw_partial_ptr is not None:
+            dw = tl.fma(dy, x_hat, dw)
+        if db_partial_ptr is not None:
+            db += dy
         if dx_ptr is not None:
             dx_hat = dy
             if weight_ptr is not None:
                 dx_hat *= weight
-            dx = row_standardize_bwd(dx_hat, x_hat, rstd, N)
+            dx = row_standardize_bwd(dx_hat, x_hat, rstd, N, PIECES)
             tl.store(dx_ptr + row0 * N + (rows * N + cols), dx, mask=inside)
-        if dw_partial_ptr is not None:
-            dw += dy * x_hat
-        if db_partial_ptr is not None:
-            db += dy
 
-    col = tl.arange(0, BLOCK_N)
+    col = tl.arange(0, PIECES)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     partial = program.to(tl.int64) * N + col
     if dw_partial_ptr is not None:
-        tl.store(dw_partial_ptr + partial, tl.sum(dw, axis=0), mask=col < N)
+        tl.store(dw_partial_ptr + partial, sum_rows(dw, PIECES), mask=col < N)
     if db_partial_ptr is not None:
-        tl.store(db_partial_ptr + partial, tl.sum(db, axis=0), mask=col < N)
+        tl.store(db_partial_ptr + partial, sum_rows(db, PIECES), mask=col < N)

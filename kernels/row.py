@@ -2,6 +2,7 @@
 
 Shapes: a tile is (BLOCK_M, BLOCK_N), a row statistic is (BLOCK_M, 1).  `inside` is the tile's
 mask; a tile holds zeros outside it.  N is the number of values that are really in a row.
+Where rows come in PIECES, tile and statistic have PIECES BLOCK_M rows, all first pieces first.
 Arithmetic is fp32, and fp64 for fp64 tiles.
 """
 
@@ -25,15 +26,34 @@ def row_sum(a):
 
 
 @triton.jit
-def row_sum2(a, b):
+def sum_pieces(a, PIECES: tl.constexpr):
+    """(BLOCK_M, BLOCK_N): the pieces of every row added up, each thread its own values."""
+    return tl.sum(tl.reshape(a, [PIECES, a.shape[0] // PIECES, a.shape[1]]), axis=0)
+
+
+@triton.jit
+def sum_rows(a, PIECES: tl.constexpr):
+    """(PIECES, BLOCK_N): the sum over rows of every column."""
+    return tl.sum(tl.reshape(a, [PIECES, a.shape[0] // PIECES, a.shape[1]]), axis=1)
+
+
+@triton.jit
+def to_pieces(value, PIECES: tl.constexpr):
+    """A statistic (BLOCK_M,) at every piece of its row."""
+    return tl.reshape(tl.broadcast_to(value[None, :], [PIECES, value.shape[0]]), [PIECES * value.shape[0], 1])
+
+
+@triton.jit
+def row_sum2(a, b, PIECES: tl.constexpr = 1):
     """The row sums of two tiles by one reduction, so with the barriers of one."""
+    a, b = sum_pieces(a, PIECES), sum_pieces(b, PIECES)
     M: tl.constexpr = a.shape[0]
     N: tl.constexpr = a.shape[1]
     # Through one dimension, which costs nothing compiled: the interpreter then adds along contiguous
     # memory, pairwise, and not one number after the other.
     stacked = tl.reshape(tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [2 * M * N]), [2 * M, N])
     sum_a, sum_b = tl.split(tl.reshape(tl.sum(stacked, axis=1), [M, 2]))
-    return tl.expand_dims(sum_a, 1), tl.expand_dims(sum_b, 1)
+    return to_pieces(sum_a, PIECES), to_pieces(sum_b, PIECES)
 
 
 @triton.jit
@@ -83,9 +103,9 @@ def row_standardize(x, inside, N, eps):
 
 
 @triton.jit
-def row_standardize_bwd(dx_hat, x_hat, rstd, N):
+def row_standardize_bwd(dx_hat, x_hat, rstd, N, PIECES: tl.constexpr = 1):
     """dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)), the gradient of row_standardize."""
-    dot, total = row_sum2(dx_hat * x_hat, dx_hat)
+    dot, total = row_sum2(dx_hat * x_hat, dx_hat, PIECES)
     # rstd multiplied in before the columns are: two multiply-adds an element.
     return dx_hat * rstd - (x_hat * (dot / N * rstd) + total / N * rstd)
 

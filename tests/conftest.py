@@ -1,3 +1,5 @@
+import os
+import tempfile
 from collections.abc import Iterator
 
 import pytest
@@ -10,6 +12,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compiles: cross-compiles kernels for GPUs in a process of its own")
     config.addinivalue_line("markers", "smoke: a short part of what runs interpreted, for other versions of Triton")
     torch.set_num_threads(1)  # the workers of xdist share the cores
+    # What is here of somebody's tuning is no part of a test; child processes inherit this.
+    os.environ["TRITONLN_CACHE_DIR"] = tempfile.mkdtemp(prefix="tritonln-tests-")
 
 
 @pytest.fixture(autouse=True)

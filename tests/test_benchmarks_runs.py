@@ -14,7 +14,6 @@ from benchmarks.__main__ import main
 from benchmarks.acceptance import Step, perform, steps
 from benchmarks.cases import Case, Shape
 from benchmarks.compare import changes, compare
-from benchmarks.model import modelled_seconds
 from benchmarks.offline import cell, child
 from benchmarks.results_file import Results, cells, continues, read
 from tritonln.device import TARGETS
@@ -58,14 +57,6 @@ HEADER = {"record": "environment", "device": "A", "commit": "1", "versions": {},
 
 
 def test_results_of_another_machine_are_not_continued(tmp_path: pathlib.Path) -> None:
-    header = {
-        "record": "environment",
-        "device": "A",
-        "commit": "1",
-        "versions": {},
-        "mode": "events",
-        "kind": "measured",
-    }
     Results(tmp_path / "r.jsonl", HEADER)
     with pytest.raises(ValueError, match="device 'A' there, 'B' here"):
         Results(tmp_path / "r.jsonl", HEADER | {"device": "B"})
@@ -74,14 +65,6 @@ def test_results_of_another_machine_are_not_continued(tmp_path: pathlib.Path) ->
 
 def test_make_bench_starts_over_but_where_it_was_stopped(tmp_path: pathlib.Path) -> None:
     """The committed report is of another commit: that must not be in the way."""
-    header = {
-        "record": "environment",
-        "device": "A",
-        "commit": "1",
-        "versions": {},
-        "mode": "events",
-        "kind": "measured",
-    }
     path = tmp_path / "r.jsonl"
     assert not continues(path, HEADER)
     file = Results(path, HEADER)
@@ -132,25 +115,16 @@ def test_regressions_come_first_and_noise_is_named(tmp_path: pathlib.Path) -> No
     assert "4 cells in both: 2 slower, 1 inside the noise, 1 faster" in text
 
 
-def test_the_modelled_time() -> None:
-    h100 = TARGETS["sm_90"]
-    full = modelled_seconds(h100, 3.35e9, in_flight=64e3, needed=16e3, programs=1000, instructions=None)
-    assert full == pytest.approx(1e-3)
-    half = modelled_seconds(h100, 3.35e9, in_flight=8e3, needed=16e3, programs=1000, instructions=None)
-    assert half == pytest.approx(2e-3)
-    assert modelled_seconds(h100, 3.35e9, 64e3, 16e3, 1000, instructions=1e13) > 0.1
-
-
 def test_an_offline_cell() -> None:
     """A backward of two launches, compiled and read."""
     given = json.dumps([{"M": 4096, "N": 64, "dtype": "bf16"}])
     (kernels,) = child("offline_compile", "--provider", "tritonln", given=given)
     shape = Shape("hidden", "layer_norm", 4096, 64, "")
-    backward = cell(Case(shape, "bf16", "backward"), kernels, TARGETS["sm_90"])
+    backward = cell(Case(shape, "bf16", "backward"), kernels, TARGETS["sm_90"].bandwidth)
     assert backward["status"] == "modelled"
     assert (backward["launches"], backward["spills"]) == (2, 0)
     assert 1 <= backward["moved"] / Case(shape, "bf16", "backward").least_bytes < 1.1
-    forward, both = (cell(Case(shape, "bf16", d), kernels, TARGETS["sm_90"]) for d in ("forward", "both"))
+    forward, both = (cell(Case(shape, "bf16", d), kernels, TARGETS["sm_90"].bandwidth) for d in ("forward", "both"))
     assert both["seconds"] == pytest.approx(forward["seconds"] + backward["seconds"])
     assert set(forward["loads"]) == {"128"}
 

@@ -34,7 +34,7 @@ def test_wide_rows(N: int, dtype: torch.dtype, device: torch.device) -> None:
 def test_rows_over_clusters(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """The configurations that a GPU with clusters gets; the interpreter runs each cluster as one program."""
     if device.type == "cpu":
-        monkeypatch.setattr("tritonln.tuning.config.largest_cluster", lambda device, wanted: min(wanted, 16))
+        monkeypatch.setattr("tritonln.tuning.layer_norm.largest_cluster", lambda device, wanted: min(wanted, 16))
     x, w, b, dy = problem(2, N, BF16, device, parameters=F32)
     expect(x, (N,), w, b, dy)
 

@@ -1,4 +1,4 @@
-"""tritonln.tolerance as an assertion."""
+"""Results held to the tolerance of tritonln/tolerance.py."""
 
 from torch import Tensor
 

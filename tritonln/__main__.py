@@ -1,4 +1,4 @@
-"""python -m tritonln: what runs here, and what would be launched on a GPU that is not here."""
+"""python -m tritonln: what runs here, what would be launched on a GPU that is not here, and tuning for either."""
 
 from __future__ import annotations
 
@@ -6,17 +6,22 @@ import argparse
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 
 from tritonln.device import TARGETS
-
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
+from tritonln.dtypes import DTYPES
 
 
 def sizes(text: str) -> list[int]:
     return [int(n) for n in text.split(",")]
+
+
+def words(text: str) -> list[str]:
+    return text.split(",")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,23 +37,35 @@ def parser() -> argparse.ArgumentParser:
     )
     inspect.add_argument("--kernel", help="only this kernel, such as layer_norm_bwd")
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
+    tune = commands.add_parser("tune", help="search configurations on the GPU that is here, or by a model for another")
+    tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
+    tune.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
+    tune.add_argument("--rows", type=int, default=8192, help="of the problems that are timed (default: %(default)s)")
+    tune.add_argument("--kernels", type=words, help="only these, comma separated, such as layer_norm_fwd")
+    tune.add_argument("--key", action="append", default=[], help="such as 'layer_norm_fwd N=1000 x=bf16 y=bf16'")
+    tune.add_argument("--candidates", type=int, default=8, help="tried for a key, at most (default: %(default)s)")
+    tune.add_argument("--offline", action="store_true", help="rank by the model; nothing runs")
+    tune.add_argument("--target", choices=TARGETS, help="with --offline, the GPU")
+    tune.add_argument("--folder", type=pathlib.Path, help="where the tables go (default: this user's cache)")
     return top
 
 
 def info() -> None:
     from tritonln.device import interpreting, runs_triton, triton_device_type
+    from tritonln.tuning.table import user_folder
     from tritonln.version import __version__
 
     try:
         import triton
 
         version, kind = triton.__version__, triton_device_type()
-        mode = "interpreted" if interpreting() else "compiled"
+        mode, tables = "interpreted" if interpreting() else "compiled", user_folder() or "nowhere"
     except ImportError:
-        version, kind, mode = "not installed", None, "not available"
+        version, kind, mode, tables = "not installed", None, "not available", "nowhere"
     print(f"tritonln {__version__}, torch {torch.__version__}, triton {version} ({mode})")
     print(f"Triton drives: {kind or 'no device'}")
     print(f"CPU tensors:   {'Triton kernels, interpreted' if runs_triton('cpu') else 'ATen'}")
+    print(f"tuned here:    {tables}")
 
 
 def inspect(arguments: argparse.Namespace) -> None:
@@ -71,12 +88,47 @@ def inspect(arguments: argparse.Namespace) -> None:
         print(table(reports))
 
 
+def tune(arguments: argparse.Namespace) -> None:
+    if arguments.offline:
+        os.environ["TRITON_INTERPRET"] = "0"
+    from tritonln.tuning import ahead
+
+    tried = ahead.tune(
+        arguments.hidden,
+        DTYPES[arguments.dtype],
+        kernels=arguments.kernels,
+        keys=arguments.key,
+        rows=arguments.rows,
+        limit=arguments.candidates,
+        target=arguments.target,
+        offline=arguments.offline,
+        folder=arguments.folder,
+        progress=progress,
+    )
+    print(ahead.table(tried))
+    print("modelled, not measured" if arguments.offline else "measured")
+
+
+def progress(keys: Iterable[Any]) -> Iterable[Any]:
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ImportError:
+        return keys
+    return track(keys, "tuning", console=Console(stderr=True), transient=True)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     if arguments.command == "info":
         info()
-    else:
+    elif arguments.command == "inspect":
         inspect(arguments)
+    else:
+        try:
+            tune(arguments)
+        except (ValueError, RuntimeError) as error:
+            raise SystemExit(f"python -m tritonln tune: {error}") from None
 
 
 if __name__ == "__main__":

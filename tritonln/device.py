@@ -25,22 +25,38 @@ class Device:
     threads: int  # that a multiprocessor holds
     programs: int  # that a multiprocessor holds
     bandwidth: float
+    l2: int
+    clock: float  # in Hz, the highest
     warp_size: int = 32
     type: str = "cuda"  # torch's word
     index: int | None = None  # torch's number; None where a type has one device only
 
+    @property
+    def target(self) -> str:
+        """The architecture as compilers spell it: "sm_90", "gfx942"."""
+        return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch)
+
 
 # Limits: CUDA programming guide, table "technical specifications per compute capability"; CDNA3 and
-# CDNA4 instruction set guides.  Bandwidth and multiprocessors: the vendors' data sheets.
+# CDNA4 instruction set guides.  Bandwidth, multiprocessors, last-level cache and clock: the vendors'
+# data sheets.  Names are those that torch gives the devices.
+_H100 = Device("NVIDIA H100 80GB HBM3", "cuda", 90, 132, 232_448, 233_472, 2048, 32, 3.35e12, 50 << 20, 1.98e9)
 TARGETS = {
-    "sm_80": Device("A100-SXM4-80GB", "cuda", 80, 108, 166_912, 167_936, 2048, 32, 2.039e12),
-    "sm_86": Device("RTX 3090", "cuda", 86, 82, 101_376, 102_400, 1536, 16, 0.936e12),
-    "sm_89": Device("RTX 4090", "cuda", 89, 128, 101_376, 102_400, 1536, 24, 1.008e12),
-    "sm_90": Device("H100-SXM5-80GB", "cuda", 90, 132, 232_448, 233_472, 2048, 32, 3.35e12),
-    "sm_100": Device("B200", "cuda", 100, 148, 232_448, 233_472, 2048, 32, 7.7e12),
-    "sm_120": Device("RTX 5090", "cuda", 120, 170, 101_376, 102_400, 1536, 24, 1.792e12),
-    "gfx942": Device("MI300X", "hip", "gfx942", 304, 65_536, 65_536, 2048, 32, 5.3e12, 64),
-    "gfx950": Device("MI355X", "hip", "gfx950", 256, 163_840, 163_840, 2048, 32, 8.0e12, 64),
+    "sm_80": Device("NVIDIA A100-SXM4-80GB", "cuda", 80, 108, 166_912, 167_936, 2048, 32, 2.039e12, 40 << 20, 1.41e9),
+    "sm_86": Device("NVIDIA GeForce RTX 3090", "cuda", 86, 82, 101_376, 102_400, 1536, 16, 0.936e12, 6 << 20, 1.70e9),
+    "sm_89": Device("NVIDIA GeForce RTX 4090", "cuda", 89, 128, 101_376, 102_400, 1536, 24, 1.008e12, 72 << 20, 2.52e9),
+    "sm_90": _H100,
+    "H200": dataclasses.replace(_H100, name="NVIDIA H200", bandwidth=4.8e12),
+    "sm_100": Device("NVIDIA B200", "cuda", 100, 148, 232_448, 233_472, 2048, 32, 7.7e12, 126 << 20, 1.98e9),
+    "sm_120": Device(
+        "NVIDIA GeForce RTX 5090", "cuda", 120, 170, 101_376, 102_400, 1536, 24, 1.792e12, 96 << 20, 2.41e9
+    ),
+    "gfx942": Device(
+        "AMD Instinct MI300X", "hip", "gfx942", 304, 65_536, 65_536, 2048, 32, 5.3e12, 256 << 20, 2.1e9, 64
+    ),
+    "gfx950": Device(
+        "AMD Instinct MI355X", "hip", "gfx950", 256, 163_840, 163_840, 2048, 32, 8.0e12, 256 << 20, 2.4e9, 64
+    ),
 }
 
 
@@ -57,11 +73,13 @@ def kernels_on(device: torch.device) -> Device | None:
     from triton.runtime import driver
 
     target = driver.active.get_current_target()
-    known = TARGETS.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch), TARGETS["sm_80"])
+    of_arch = TARGETS.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch), TARGETS["sm_80"])
+    name = torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else of_arch.name
+    known = next((d for d in TARGETS.values() if d.name == name), of_arch)
     properties = driver.active.utils.get_device_properties(device.index or 0)
     return dataclasses.replace(
         known,
-        name=torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else known.name,
+        name=name,
         backend=target.backend,
         arch=target.arch,
         warp_size=target.warp_size,

@@ -13,14 +13,13 @@ from typing import Any
 import torch
 
 from tritonln.device import TARGETS, Device
+from tritonln.dtypes import NAMES
 from tritonln.launch import Recorded, recorded
 from tritonln.machine_code import read_amdgcn, read_cubin
 
 # A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
 # (2024, arXiv 2402.13499) measured those of A100 and H100.
 LATENCY = 700e-9
-
-TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Report:
     async_copies: int
     cluster: int  # cluster barriers and mappings into another block's shared memory
     bytes_per_element: float  # that must move: every tensor once, over the values of x
+    streamed: int  # of these, those of x and dy, or of a set of partial sums
     instructions_per_element: float | None  # of the row loop, or of all where there is none
     in_flight: int  # bytes a multiprocessor has outstanding
     needed: int  # bytes that Little's law asks for: bandwidth * latency / multiprocessors
@@ -58,7 +58,8 @@ def inspect_layer_norm(
     rows: int = 1 << 16,
 ) -> list[Report]:
     """Compiles what tritonln.layer_norm launches, forward and backward, for rows of `hidden` values."""
-    return [_report(call, target, hidden) for call in layer_norm_launches(target, hidden, dtype, parameter_dtype, rows)]
+    calls = layer_norm_launches(target, hidden, dtype, parameter_dtype, rows)
+    return [report(call, TARGETS[target], hidden) for call in calls]
 
 
 def layer_norm_launches(
@@ -94,7 +95,7 @@ def compile_launch(call: Recorded, device: Device) -> Any:
         if parameter.is_constexpr or value is None:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + TRITON_TYPES[value.dtype]
+            signature[parameter.name] = "*" + NAMES[value.dtype]
             aligned[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = parameter.annotation_type or "i64"
@@ -105,8 +106,7 @@ def compile_launch(call: Recorded, device: Device) -> Any:
     )
 
 
-def _report(call: Recorded, target: str, hidden: int) -> Report:
-    device = TARGETS[target]
+def report(call: Recorded, device: Device, hidden: int) -> Report:
     compiled = compile_launch(call, device)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
     constants = dict(zip(names, call.launch.constants, strict=True))
@@ -115,15 +115,17 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
     resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
     # Of one thread block.
-    rows, columns = constants.get("BLOCK_M", constants.get("BLOCK_P", 1)), min(constants["BLOCK_N"], hidden) / ctas
+    rows = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
+    columns = min(constants.get("PIECES", 1) * constants["BLOCK_N"], hidden) / ctas
     tensors = [a for a in call.args if isinstance(a, torch.Tensor)]
     # What is read row by row: x, dy and x, or one set of partial sums at a time; not weight.
     streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a.dim() > 1]
-    tile = sum(rows * columns * s.element_size() for s in streams)
+    streamed = sum(s.element_size() for s in streams)
+    tile = rows * columns * streamed
     prefetched = max(1, constants.get("STAGES", 1) - 1) if code.async_copies else 1
     return Report(
         kernel=call.launch.kernel.__name__,
-        target=target,
+        target=device.target,
         hidden=hidden,
         constants=constants,
         num_warps=warps,
@@ -140,6 +142,7 @@ def _report(call: Recorded, target: str, hidden: int) -> Report:
         async_copies=code.async_copies,
         cluster=code.cluster,
         bytes_per_element=round(sum(t.numel() * t.element_size() for t in tensors) / (call_rows(call) * hidden), 3),
+        streamed=streamed,
         instructions_per_element=code.instructions * warps * device.warp_size / (rows * columns)
         if code.instructions
         else None,
@@ -166,7 +169,7 @@ def table(reports: list[Report]) -> str:
         [
             r.kernel,
             str(r.hidden),
-            "x".join(str(v) for k, v in r.constants.items() if k.startswith("BLOCK")),
+            "x".join(str(v) for k, v in r.constants.items() if k.startswith(("PIECES", "BLOCK"))),
             f"{r.num_warps}" if r.num_ctas == 1 else f"{r.num_ctas}x{r.num_warps}",
             str(r.registers),
             str(r.spills),

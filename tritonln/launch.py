@@ -114,6 +114,18 @@ def _direct(compiled: Any) -> tuple[Any, Any, Any] | None:
         return None
 
 
+class Plan(NamedTuple):
+    """The launch of a kernel, and how its programs divide the rows (or columns)."""
+
+    launch: Launch
+    rows_per_program: int
+    programs: int  # of a persistent kernel, which then walks the rows; 0: one for every tile
+
+    def count(self, M: int) -> int:
+        tiles = -(-M // self.rows_per_program)
+        return min(tiles, self.programs) if self.programs else tiles
+
+
 class Recorded(NamedTuple):
     """A launch that was asked for: which, with how many programs, on which arguments."""
 

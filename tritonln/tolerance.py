@@ -1,4 +1,4 @@
-"""The one tolerance: what tests, benchmarks and the tuner hold a result to.
+"""The one tolerance of tests, of the tuner and of benchmarks.
 
     max|err| <= 2 eps(out) max|ref| + 4 eps(arithmetic) kappa sqrt(terms) rms(ref)
 

@@ -91,9 +91,9 @@ def contiguous(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
 
 
-def stats_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic, and of mean, rstd and partial sums."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
+def arithmetic(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the arithmetic on x of a dtype, and of mean, rstd and partial sums."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def dtype_of(t: Tensor | None) -> torch.dtype | None:

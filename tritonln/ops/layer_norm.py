@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tritonln.device import Device, kernels_on
 from tritonln.ops import layer_norm_triton
-from tritonln.ops.contract import check, needs_grad, output_dtype, stats_dtype, traced, transformed
+from tritonln.ops.contract import arithmetic, check, needs_grad, output_dtype, traced, transformed
 
 
 def layer_norm(
@@ -154,12 +154,12 @@ def _forward_aten(
     y = _aten(rows, (N,), weight, bias, eps).reshape(x.shape)
     if not save:
         return y, None
-    _, mean, rstd = torch.native_layer_norm(rows.to(stats_dtype(x)), (N,), None, None, eps)
+    _, mean, rstd = torch.native_layer_norm(rows.to(arithmetic(x.dtype)), (N,), None, None, eps)
     return y, torch.cat([mean, rstd], 1)
 
 
 def _empty_stats(x: Tensor) -> Tensor:
-    return torch.empty((0, 2), dtype=stats_dtype(x), device=x.device)
+    return torch.empty((0, 2), dtype=arithmetic(x.dtype), device=x.device)
 
 
 @layer_norm_op.register_fake
@@ -169,7 +169,7 @@ def _(
     y = torch.empty(x.shape, dtype=dtype, device=x.device)
     if not save:
         return y, _empty_stats(x)
-    return y, torch.empty((x.numel() // N if N else 0, 2), dtype=stats_dtype(x), device=x.device)
+    return y, torch.empty((x.numel() // N if N else 0, 2), dtype=arithmetic(x.dtype), device=x.device)
 
 
 @torch.library.custom_op("tritonln::layer_norm_backward", mutates_args=())

@@ -5,31 +5,145 @@ Kernels are imported where a plan is made: importing tritonln does not load Trit
 
 from __future__ import annotations
 
-import functools
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tritonln.device import Device
-from tritonln.launch import Launch
-from tritonln.ops.contract import contiguous, contiguous_rows, dtype_of, empty_like, stats_dtype
-from tritonln.tuning import config
+from tritonln.launch import Launch, Plan
+from tritonln.ops.contract import arithmetic, contiguous, contiguous_rows, dtype_of, empty_like
+from tritonln.tuning import layer_norm as configurations
+from tritonln.tuning.config import Config
+from tritonln.tuning.lookup import config_for, current_policy, planned
+from tritonln.tuning.tunable import Key, Tunable
+
+# ---- from configurations to launches -------------------------------------------------------------
 
 
-class Plan(NamedTuple):
-    """The launch of a kernel, and how its programs divide the rows."""
+def _forward_kernels() -> tuple[Any, Any]:
+    from tritonln.kernels.layer_norm import layer_norm_fwd
+    from tritonln.kernels.layer_norm_wide import layer_norm_wide_fwd
 
-    launch: Launch
-    rows_per_program: int
-    programs: int  # of a persistent kernel, which then walks the rows; 0: one for every tile
-
-    def count(self, M: int) -> int:
-        tiles = -(-M // self.rows_per_program)
-        return min(tiles, self.programs) if self.programs else tiles
+    return layer_norm_fwd, layer_norm_wide_fwd
 
 
-@functools.cache
+def _forward(key: Key, c: Config, device: Device) -> Plan:
+    one_tile, wide = _forward_kernels()
+    if c.block_n >= key.N:
+        launch = Launch(one_tile, (key.N, c.block_m, c.block_n), device, c.num_warps, c.num_ctas)
+    else:
+        launch = Launch(wide, (key.N, c.block_n, c.num_stages), device, c.num_warps)
+    return Plan(launch, c.block_m, 0)
+
+
+def _forward_keys(N: int, x: torch.dtype) -> Iterator[Key]:
+    for parameter in dict.fromkeys((x, arithmetic(x))):
+        for stats in (arithmetic(x), None):
+            yield FORWARD.key(N, x=x, weight=parameter, bias=parameter, y=x, stats=stats)
+
+
+FORWARD = Tunable(
+    name="layer_norm_fwd",
+    operands={"x": "MN", "weight": "N", "bias": "N", "y": "MN", "stats": "M2"},
+    results=("y", "stats"),
+    kernels=_forward_kernels,
+    plan=_forward,
+    choice=lambda key, device: configurations.forward(key.N, key.operands["x"].itemsize, device),
+    candidates=lambda key, device: configurations.forward_candidates(key.N, key.operands["x"].itemsize, device),
+    safe=lambda key: configurations.forward_safe(key.N),
+    keys=_forward_keys,
+    strides=1,
+    scalars=(1e-5,),
+)
+
+
+def _backward_kernels() -> tuple[Any, Any]:
+    from tritonln.kernels.layer_norm import layer_norm_bwd
+    from tritonln.kernels.layer_norm_wide import layer_norm_wide_bwd
+
+    return layer_norm_bwd, layer_norm_wide_bwd
+
+
+def _backward(key: Key, c: Config, device: Device) -> Plan:
+    one_tile, wide = _backward_kernels()
+    tile = c.block_m, c.block_n, c.num_stages
+    if c.pieces * c.block_n >= key.N:
+        launch = Launch(one_tile, (key.N, c.pieces, *tile), device, c.num_warps, c.num_ctas)
+    else:
+        launch = Launch(wide, (key.N, *tile), device, c.num_warps)
+    return Plan(launch, c.block_m, c.programs * device.multiprocessors // c.num_ctas)
+
+
+def _backward_keys(N: int, x: torch.dtype) -> Iterator[Key]:
+    for parameter in dict.fromkeys((x, arithmetic(x))):
+        yield _backward_key(N, x, x, parameter, (True, True, True))
+
+
+def _backward_key(
+    N: int, x: torch.dtype, dy: torch.dtype, weight: torch.dtype | None, needs: tuple[bool, bool, bool]
+) -> Key:
+    sums = arithmetic(x)
+    dx, dw, db = (dtype if needed else None for dtype, needed in zip((x, sums, sums), needs))
+    return BACKWARD.key(N, dy=dy, x=x, weight=weight, stats=sums, dx=dx, dw_partial=dw, db_partial=db)
+
+
+BACKWARD = Tunable(
+    name="layer_norm_bwd",
+    operands={
+        **{"dy": "MN", "x": "MN", "weight": "N", "stats": "M2", "dx": "MN"},
+        **{"dw_partial": "PN", "db_partial": "PN"},
+    },
+    results=("dx", "dw_partial", "db_partial"),
+    kernels=_backward_kernels,
+    plan=_backward,
+    choice=lambda key, device: configurations.backward(key.N, key.operands["x"].itemsize, device),
+    candidates=lambda key, device: configurations.backward_candidates(key.N, key.operands["x"].itemsize, device),
+    safe=lambda key: configurations.backward_safe(key.N),
+    keys=_backward_keys,
+    strides=2,
+)
+
+
+def _sums_kernels() -> tuple[Any]:
+    from tritonln.kernels.column_sum import column_sum
+
+    return (column_sum,)
+
+
+def _sums(key: Key, c: Config, device: Device) -> Plan:
+    (column_sum,) = _sums_kernels()
+    return Plan(Launch(column_sum, (key.N, c.block_m, c.block_n), device, c.num_warps), c.block_n, 0)
+
+
+def _sums_keys(N: int, x: torch.dtype) -> Iterator[Key]:
+    for parameter in dict.fromkeys((x, arithmetic(x))):
+        yield _sums_key(N, arithmetic(x), parameter, parameter)
+
+
+def _sums_key(N: int, partial: torch.dtype, dw: torch.dtype | None, db: torch.dtype | None) -> Key:
+    partials = {f"{name}_partial": partial for name, dtype in (("dw", dw), ("db", db)) if dtype is not None}
+    return SUMS.key(N, **partials, dw=dw, db=db)
+
+
+SUMS = Tunable(
+    name="column_sum",
+    operands={"dw_partial": "MN", "db_partial": "MN", "dw": "N", "db": "N"},
+    results=("dw", "db"),
+    kernels=_sums_kernels,
+    plan=_sums,
+    choice=lambda key, device: configurations.column_sum(key.N),
+    candidates=lambda key, device: configurations.column_sum_candidates(),
+    safe=lambda key: Config(16, 32, 4),
+    keys=_sums_keys,
+    programs_over="N",
+)
+
+TUNABLES = (FORWARD, BACKWARD, SUMS)
+
+
+@planned
 def forward_plan(
     N: int,
     x: torch.dtype,
@@ -40,16 +154,13 @@ def forward_plan(
     device: Device,
 ) -> Plan:
     """For tensors of these dtypes; None where there is none."""
-    from tritonln.kernels.layer_norm import layer_norm_fwd
-    from tritonln.kernels.layer_norm_wide import layer_norm_wide_fwd
-
-    c = config.forward(N, x.itemsize, device)
-    if c.block_n >= N:
-        return Plan(Launch(layer_norm_fwd, (N, c.block_m, c.block_n), device, c.num_warps, c.num_ctas), c.block_m, 0)
-    return Plan(Launch(layer_norm_wide_fwd, (N, c.block_n, c.stages), device, c.num_warps), 1, 0)
+    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
+        backward_plan(N, x, y, weight, bias, (True, weight is not None, bias is not None), device)
+    key = FORWARD.key(N, x=x, weight=weight, bias=bias, y=y, stats=arithmetic(x) if save else None)
+    return _forward(key, config_for(FORWARD, key, device), device)
 
 
-@functools.cache
+@planned
 def backward_plan(
     N: int,
     x: torch.dtype,
@@ -60,21 +171,18 @@ def backward_plan(
     device: Device,
 ) -> tuple[Plan, Plan, Plan]:
     """The gradient kernel, the same where one program does it all, and the sum over programs of its partial sums."""
-    from tritonln.kernels.column_sum import column_sum
-    from tritonln.kernels.layer_norm import layer_norm_bwd
-    from tritonln.kernels.layer_norm_wide import layer_norm_wide_bwd
-
-    c = config.backward(N, x.itemsize, device)
-    kernel = layer_norm_bwd if c.block_n >= N else layer_norm_wide_bwd
-    constants = (N, c.block_m, c.block_n, c.stages)
+    key = _backward_key(N, x, dy, weight, needs)
+    c = config_for(BACKWARD, key, device)
     # Two objects, as one writes sums in fp32 and the other the gradients in their own dtypes.
-    several, alone = (Launch(kernel, constants, device, c.num_warps, c.num_ctas) for _ in range(2))
-    s = config.column_sum(N)
-    return (
-        Plan(several, c.block_m, c.programs),
-        Plan(alone, c.block_m, 1),
-        Plan(Launch(column_sum, (N, s.block_m, s.block_n), device, s.num_warps), s.block_n, 0),
-    )
+    several, alone = (_backward(key, c, device) for _ in range(2))
+    dw, db = (dtype if needed else None for dtype, needed in zip((weight, bias), needs[1:]))
+    if dw is None and db is None:
+        return several, alone, several
+    sums = _sums_key(N, arithmetic(x), dw, db)
+    return several, alone, _sums(sums, config_for(SUMS, sums, device), device)
+
+
+# ---- from tensors to launches ------------------------------------------------------------------------
 
 
 def forward(
@@ -90,7 +198,7 @@ def forward(
     """(y, stats); stats are the (M, 2) means and reciprocal standard deviations, None unless saved."""
     M = x.numel() // N if N else 0
     y = empty_like(x, dtype)
-    stats = torch.empty((M, 2), dtype=stats_dtype(x), device=x.device) if save else None
+    stats = torch.empty((M, 2), dtype=arithmetic(x.dtype), device=x.device) if save else None
     if M:
         plan = forward_plan(N, x.dtype, dtype, dtype_of(weight), dtype_of(bias), save, device)
         rows, stride = contiguous_rows(x, N)

@@ -1,0 +1,372 @@
+"""Look-up, policies and search.  The clock is injected: what is promised does not depend on what is fastest here."""
+
+import dataclasses
+import json
+import pathlib
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import tritonln
+from tests.problems import BF16, F16, F32, F64, expect, problem
+from tritonln import tuning
+from tritonln.device import TARGETS, Device, kernels_on
+from tritonln.launch import Launch, Plan
+from tritonln.ops.layer_norm_triton import BACKWARD, FORWARD, SUMS, TUNABLES
+from tritonln.tuning import lookup, search, table
+from tritonln.tuning.ahead import registered
+from tritonln.tuning.config import Config
+from tritonln.tuning.lookup import config_for, known
+from tritonln.tuning.table import Entry, path_of, save, user_folder
+from tritonln.tuning.tunable import Key, Tunable
+
+ROWS = 6
+
+
+@pytest.fixture(autouse=True)
+def new_process(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing is fixed, and the user's cache is empty."""
+    monkeypatch.setenv("TRITONLN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(lookup, "_fixed", {})
+    table.warn_once.cache_clear()
+    lookup.look_again()
+    yield
+    lookup.look_again()
+
+
+@pytest.fixture
+def gpu(device: torch.device) -> Device:
+    found = kernels_on(device)
+    assert found is not None
+    return found
+
+
+def clock(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+    """The more warps the better, whatever they do."""
+    return 1.0 / (config.num_warps + config.num_stages / 8)
+
+
+def never(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+    raise AssertionError("nothing may be timed here")
+
+
+def key_of(tunable: Tunable, N: int = 64, dtype: torch.dtype = F32) -> Key:
+    return next(iter(tunable.keys(N, dtype)))
+
+
+def other_than_choice(tunable: Tunable, key: Key, device: Device) -> list[Config]:
+    return search.nearest(tunable, key, device, 4)[1:]
+
+
+# ---- look-up ------------------------------------------------------------------------------------
+
+
+def test_every_kernel_is_registered() -> None:
+    assert list(registered()) == ["layer_norm_fwd", "layer_norm_bwd", "column_sum"]
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("tunable", TUNABLES, ids=lambda t: t.name)
+def test_the_choice_is_a_candidate(tunable: Tunable, target: str) -> None:
+    for N in (1, 7, 64, 100, 768, 1000, 1024, 5120, 8192, 16384, 65536, 262_144):
+        for dtype in (BF16, F16, F32, F64):
+            for key in tunable.keys(N, dtype):
+                choice = tunable.choice(key, TARGETS[target])
+                assert choice in {*tunable.candidates(key, TARGETS[target])}, (key, choice)
+
+
+def test_the_order_of_tables(gpu: Device, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Process, user's cache, shipped for the device, shipped for its architecture, analytic choice."""
+    key = key_of(FORWARD)
+    mine = dataclasses.replace(gpu, name="NVIDIA H100 of a kind")
+    monkeypatch.setattr(lookup, "SHIPPED", tmp_path / "shipped")
+    architecture, device, user = other_than_choice(FORWARD, key, mine)
+    found = [config_for(FORWARD, key, mine)]
+    folder = user_folder()
+    assert folder is not None
+    for where, owner, config in (
+        (tmp_path / "shipped", TARGETS["sm_90"], architecture),
+        (tmp_path / "shipped", mine, device),
+        (folder, mine, user),
+    ):
+        save(path_of(where, FORWARD, owner), FORWARD, owner, {str(key): Entry(config, "modelled")})
+        assert config_for(FORWARD, key, mine) == found[-1]  # fixed in this process
+        lookup.look_again()
+        found.append(config_for(FORWARD, key, mine))
+    assert found == [FORWARD.choice(key, mine), architecture, device, user]
+
+
+def test_a_directory_given_to_the_policy(gpu: Device, tmp_path: pathlib.Path) -> None:
+    key = key_of(FORWARD)
+    other = other_than_choice(FORWARD, key, gpu)[0]
+    folder = user_folder(tmp_path / "mine")
+    assert folder is not None
+    save(path_of(folder, FORWARD, gpu), FORWARD, gpu, {str(key): Entry(other, "measured")})
+    assert config_for(FORWARD, key, gpu) == FORWARD.choice(key, gpu)
+    with tuning.policy("lookup", cache_dir=tmp_path / "mine"):
+        assert config_for(FORWARD, key, gpu) == other
+
+
+def test_a_looked_up_configuration_is_launched(gpu: Device, device: torch.device) -> None:
+    """Also one with another tile and another number of programs, and its results are right."""
+    folder = user_folder()
+    assert folder is not None
+    chosen = {}
+    for tunable in TUNABLES:
+        for key in tunable.keys(100, F32):
+            chosen[tunable.name] = other_than_choice(tunable, key, gpu)[-1]
+            entry = Entry(chosen[tunable.name], "measured")
+            save(path_of(folder, tunable, gpu), tunable, gpu, {str(key): entry})
+    x, w, b, dy = problem(40, 100, F32, device)
+    expect(x, (100,), w, b, dy)
+    assert set(lookup.fixed().values()) == set(chosen.values())
+
+
+def test_no_row_count_asks_again(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    real = lookup._looked_up
+    monkeypatch.setattr(lookup, "_looked_up", lambda t, key, d: asked.append(str(key)) or real(t, key, d))
+    for M in (1, 2, 3, 40):
+        x, w, b, dy = problem(M, 64, F32, device)
+        expect(x, (64,), w, b, dy)
+    assert len(asked) == len(set(asked)) == 3
+
+
+def test_unknown_policy() -> None:
+    with pytest.raises(ValueError, match="'lookup', 'search', 'frozen', but got 'fast'"), tuning.policy("fast"):
+        pass
+
+
+# ---- frozen --------------------------------------------------------------------------------------
+
+
+def test_frozen_names_the_command(device: torch.device) -> None:
+    x = torch.randn(3, 1000, dtype=BF16, device=device)
+    command = "python -m tritonln tune --key '(layer_norm_fwd N=1000 x=bf16 y=bf16)'"
+    with tuning.policy("frozen"), pytest.raises(LookupError, match=command) as caught:
+        tritonln.layer_norm(x, 1000)
+    (key,) = re.findall(command, str(caught.value))
+    tuning.tune(keys=[key], rows=ROWS, limit=1, clock=clock)
+    with tuning.policy("frozen"):
+        tritonln.layer_norm(x, 1000)
+
+
+def test_frozen_misses_a_backward_key_in_the_forward(gpu: Device, device: torch.device) -> None:
+    x = torch.randn(3, 96, device=device, requires_grad=True)
+    key = FORWARD.key(96, x=F32, y=F32, stats=F32)
+    lookup.fix(FORWARD, key, gpu, Entry(FORWARD.choice(key, gpu), "measured"))
+    with tuning.policy("frozen"):
+        with pytest.raises(LookupError, match="layer_norm_bwd"):
+            tritonln.layer_norm(x, 96)
+        with torch.no_grad(), pytest.raises(LookupError, match="layer_norm_fwd"):
+            tritonln.layer_norm(x, 96)
+
+
+def test_frozen_takes_what_is_in_a_table(gpu: Device, device: torch.device) -> None:
+    x, w, b, dy = problem(5, 64, F32, device)
+    with tuning.policy("search", rows=ROWS, clock=clock):
+        expect(x, (64,), w, b, dy)
+    with tuning.policy("frozen"):
+        expect(x, (64,), w, b, dy)
+    lookup._fixed.clear()  # as another process: the search was saved
+    with tuning.policy("frozen"):
+        expect(x, (64,), w, b, dy)
+
+
+def test_a_policy_ends(device: torch.device) -> None:
+    x = torch.randn(3, 100, device=device)
+    with pytest.raises(LookupError), tuning.policy("frozen"):
+        tritonln.layer_norm(x, 100)
+    tritonln.layer_norm(x, 100)
+
+
+# ---- search --------------------------------------------------------------------------------------
+
+
+def test_the_fastest_verified_candidate_wins(gpu: Device, device: torch.device) -> None:
+    key = key_of(BACKWARD)
+    trials = search.measured(BACKWARD, key, gpu, ROWS, 5, clock, device)
+    assert {t.config for t in trials} == {*search.nearest(BACKWARD, key, gpu, 5)}
+    assert [t.error for t in trials] == [None] * 5
+    assert trials[0].config == max((t.config for t in trials), key=lambda c: (c.num_warps, c.num_stages))
+    entry = search.entry_of(trials, "measured", ROWS)
+    assert entry.config == trials[0].config
+    assert len(entry.runners_up) == 2
+
+
+@pytest.mark.parametrize("wrong", ["columns", "a row", "nothing written"])
+def test_a_wrong_kernel_is_rejected_however_fast(gpu: Device, device: torch.device, wrong: str) -> None:
+    """One candidate's launch leaves out what it should write, or writes it wrong, and has the best time."""
+    key = key_of(FORWARD)
+    bad = other_than_choice(FORWARD, key, gpu)[0]
+
+    def plan(key: Key, config: Config, device: Device) -> Plan:
+        right = FORWARD.plan(key, config, device)
+        if config != bad:
+            return right
+
+        class Wrong(Launch):
+            def __call__(self, programs: int, tensors: Any, strides: Any, scalars: Any) -> None:
+                if wrong == "nothing written":
+                    return
+                super().__call__(programs, tensors, strides, scalars)
+                y: Tensor = tensors[3]
+                if wrong == "columns":
+                    y[:, 5] *= 1.001
+                else:
+                    y[-1] = float("nan")
+
+        launch = right.launch
+        return right._replace(launch=Wrong(launch.kernel, launch.constants, device, config.num_warps))
+
+    def best_for_bad(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+        return 1e-9 if config == bad else clock(config, launches)
+
+    tunable = dataclasses.replace(FORWARD, plan=plan)
+    trials = search.measured(tunable, key, gpu, ROWS, 3, best_for_bad, device)
+    entry = search.entry_of(trials, "measured", ROWS)
+    assert entry.config != bad
+    assert [r["config"] for r in entry.rejected] == [dataclasses.asdict(bad)]
+    assert "y is off by" in entry.rejected[0]["error"]
+
+
+def test_a_candidate_that_raises_is_recorded(gpu: Device, device: torch.device) -> None:
+    key = key_of(SUMS)
+
+    def out_of_resources(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+        if config != SUMS.choice(key, gpu):
+            raise RuntimeError("out of resource: shared memory")
+        return 1.0
+
+    trials = search.measured(SUMS, key, gpu, ROWS, 3, out_of_resources, device)
+    assert trials[0].config == SUMS.choice(key, gpu)
+    assert [t.error for t in trials[1:]] == ["RuntimeError: out of resource: shared memory"] * 2
+
+
+def test_search_tunes_on_first_use_and_the_backward_with_the_forward(gpu: Device, device: torch.device) -> None:
+    x, w, b, dy = problem(5, 64, F32, device)
+    timed = []
+
+    def noting(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+        timed.append(config)
+        return clock(config, launches)
+
+    with warnings.catch_warnings(action="error"), tuning.policy("search", rows=ROWS, clock=noting):
+        y = tritonln.layer_norm(x.requires_grad_(), (64,), w.requires_grad_(), b.requires_grad_())
+        assert len(timed) == 3 * search.LIMIT
+        assert {e.provenance for e in lookup._fixed.values()} == {"measured"}
+        y.backward(dy)
+        tritonln.layer_norm(torch.cat([x, x]), (64,), w, b)
+        assert len(timed) == 3 * search.LIMIT
+    lookup._fixed.clear()
+    with tuning.policy("search", clock=never):  # saved: another process measures nothing
+        tritonln.layer_norm(x, (64,), w, b)
+
+
+def test_search_measures_nothing_in_a_backward_pass(device: torch.device) -> None:
+    x = torch.randn(5, 64, device=device, requires_grad=True)
+    y = tritonln.layer_norm(x, 64)
+    with tuning.policy("search", clock=never), pytest.warns(UserWarning, match="in a backward pass") as caught:
+        y.sum().backward()
+    assert len([w for w in caught if "does not tune" in str(w.message)]) >= 1
+    assert {e.provenance for e in lookup._fixed.values()} <= {"default", "modelled"}
+
+
+def test_search_measures_nothing_in_capture(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    x = torch.randn(5, 64, device=device)
+    with tuning.policy("search", clock=never):
+        with pytest.warns(UserWarning, match="CUDA-graph capture"):
+            tritonln.layer_norm(x, 64)
+        tritonln.layer_norm(x.half(), 64)  # warned once: another warning would be an error
+    with tuning.policy("frozen"):
+        tritonln.layer_norm(x, 64)
+
+
+def test_search_without_a_gpu_says_so(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("a GPU is here")
+    with tuning.policy("search"), pytest.warns(UserWarning, match="does not tune in Triton's interpreter"):
+        tritonln.layer_norm(torch.ones(2, 64), 64)
+
+
+# ---- tune and warmup -----------------------------------------------------------------------------
+
+
+def test_tune(gpu: Device, device: torch.device, tmp_path: pathlib.Path) -> None:
+    tried = tuning.tune(64, F32, rows=ROWS, limit=2, clock=clock, kernels=["layer_norm_bwd"], folder=tmp_path / "t")
+    assert [key.kernel for key in tried] == ["layer_norm_bwd"]
+    (trials,) = tried.values()
+    assert len(trials) == 2
+    assert known(BACKWARD, key_of(BACKWARD), gpu).config == trials[0].config
+    (file,) = (tmp_path / "t").rglob("*.json")
+    (entry,) = json.loads(file.read_text())["entries"].values()
+    assert entry["config"] == dataclasses.asdict(trials[0].config)
+    assert entry["provenance"] == "measured"
+    assert entry["microseconds"] == pytest.approx(trials[0].seconds * 1e6, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"kernels": ["softmax"], "clock": clock}, ValueError, "layer_norm_fwd, .*, but got softmax"),
+        ({"keys": ["layer_norm_fwd N=x"], "clock": clock}, ValueError, "expected a key such as"),
+        ({"keys": ["layer_norm_fwd N=64 y=bf16 x=bf16"], "clock": clock}, ValueError, "in this order"),
+        ({"hidden": ()}, ValueError, "expected row lengths"),
+        ({"offline": True}, ValueError, "target together with offline"),
+        ({"target": "sm_90"}, ValueError, "target together with offline"),
+        ({"target": "sm_1", "offline": True}, ValueError, "sm_90.*but got 'sm_1'"),
+    ],
+)
+def test_tune_says_what_it_expects(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        tuning.tune(**{"hidden": 64, **arguments})
+
+
+def test_tuning_without_a_gpu_names_the_alternative(device: torch.device) -> None:
+    if device.type != "cpu":
+        pytest.skip("a GPU is here")
+    with pytest.raises(RuntimeError, match="offline=True"):
+        tuning.tune(64)
+    with pytest.raises(RuntimeError, match="TRITON_INTERPRET"):
+        tuning.tune(64, offline=True, target="sm_90")
+
+
+class Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = tritonln.nn.LayerNorm(32)
+        self.batch = torch.nn.BatchNorm1d(32)
+        self.linear = torch.nn.Linear(32, 48)
+        self.second = tritonln.nn.LayerNorm(48, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.nn.functional.dropout(self.linear(self.batch(self.first(x)))))
+
+
+def test_warmup_fixes_everything_and_leaves_no_trace(device: torch.device) -> None:
+    net = Net().to(device)
+    before = {name: t.clone() for name, t in net.state_dict().items()}
+    state = torch.get_rng_state()
+    tuning.warmup(net, [(3, 32)])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(t, before[name]) for name, t in net.state_dict().items())
+    assert all(p.grad is None for p in net.parameters())
+    fixed = lookup.fixed()
+    assert sum("layer_norm_fwd" in key for key in fixed) == 4  # two modules, with statistics and without
+    net(torch.randn(7, 32, device=device)).sum().backward()
+    with torch.no_grad():
+        net(torch.randn(7, 32, device=device))
+    assert lookup.fixed() == fixed
+
+
+def test_warmup_with_tokens(device: torch.device) -> None:
+    net = torch.nn.Sequential(torch.nn.Embedding(5, 16), tritonln.nn.LayerNorm(16)).to(device)
+    tuning.warmup(net, [torch.tensor([[0, 1, 4]], device=device)])
+    assert sum("layer_norm" in key for key in lookup.fixed()) == 3

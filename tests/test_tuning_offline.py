@@ -1,0 +1,82 @@
+"""Tuning for GPUs that are not here, and the shipped tables.  Compiles, so in processes without the interpreter."""
+
+import json
+import pathlib
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tritonln.device import TARGETS
+from tritonln.ops.layer_norm_triton import TUNABLES
+from tritonln.tuning.table import SHIPPED, entry_from, header, path_of
+from tritonln.tuning.tunable import Key, Tunable
+
+TABLES = [(tunable, target) for target in ("sm_80", "sm_90", "H200", "sm_100", "gfx942") for tunable in TUNABLES]
+
+
+def tune(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "tritonln", "tune", *arguments], capture_output=True, text=True)
+
+
+def entries(file: pathlib.Path) -> Any:
+    return json.loads(file.read_text())["entries"]
+
+
+def keys(tunable: Tunable) -> dict[str, Key]:
+    from tritonln.dtypes import DTYPES
+
+    sizes = (64, 128, 256, 512, 768, 1024, 1536, 2048, 3072, 4096, 5120, 8192, 12288, 16384, 32768, 65536)
+    return {str(key): key for N in sizes for name in ("bf16", "fp16", "fp32") for key in tunable.keys(N, DTYPES[name])}
+
+
+@pytest.mark.compiles
+def test_offline(tmp_path: pathlib.Path) -> None:
+    """Twice: the second time changes no byte."""
+    arguments = ("--offline", "--target", "gfx942", "--hidden", "256", "--dtype", "fp32", "--candidates", "2")
+    arguments += ("--folder", str(tmp_path))
+    done = tune(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "modelled, not measured"
+    files = sorted(tmp_path.rglob("*.json"))
+    assert [f.name for f in files] == ["column_sum.json", "layer_norm_bwd.json", "layer_norm_fwd.json"]
+    assert all(e["provenance"] == "modelled" for f in files for e in entries(f).values())
+    before = [f.read_bytes() for f in files]
+    assert tune(*arguments).returncode == 0
+    assert [f.read_bytes() for f in files] == before
+
+
+def test_errors_are_a_line() -> None:
+    done = tune("--hidden", "64", "--offline")
+    assert done.returncode == 1
+    assert done.stderr.startswith("python -m tritonln tune: expected target together with offline")
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("tunable", "target"), TABLES, ids=lambda p: getattr(p, "name", p))
+def test_shipped_tables_are_complete_and_of_this_source(tunable: Tunable, target: str) -> None:
+    """A changed kernel needs `make tables`."""
+    device = TARGETS[target]
+    found = json.loads(path_of(SHIPPED, tunable, device).read_text())
+    made_for = {k: v for k, v in header(tunable, device).items() if k != "triton"}
+    assert {k: v for k, v in found["header"].items() if k != "triton"} == made_for
+    expected = keys(tunable)
+    assert set(found["entries"]) == set(expected)
+    for name, entry in found["entries"].items():
+        assert entry_from(entry, {*tunable.candidates(expected[name], device)}) is not None, name
+
+
+@pytest.mark.compiles
+def test_shipped_tables_are_what_the_command_makes(tmp_path: pathlib.Path) -> None:
+    """One size of one table, as all of them take half an hour."""
+    import triton
+
+    shipped = json.loads(path_of(SHIPPED, TUNABLES[0], TARGETS["sm_90"]).read_text())
+    if shipped["header"]["triton"] != triton.__version__:
+        pytest.skip("the tables are of another Triton")
+    arguments = ("--dtype", "bf16", "--candidates", "4", "--kernels", "layer_norm_fwd", "--folder", str(tmp_path))
+    done = tune("--offline", "--target", "sm_90", "--hidden", "1024", *arguments)
+    assert done.returncode == 0, done.stderr
+    for name, entry in entries(path_of(tmp_path, TUNABLES[0], TARGETS["sm_90"])).items():
+        assert {**entry, "date": None} == {**shipped["entries"][name], "date": None}

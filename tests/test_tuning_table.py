@@ -1,0 +1,196 @@
+"""The files of configurations: whole at every moment, trusted never."""
+
+import json
+import multiprocessing
+import pathlib
+import stat
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import tritonln
+from tritonln.device import TARGETS
+from tritonln.ops.layer_norm_triton import FORWARD
+from tritonln.tuning import lookup, table
+from tritonln.tuning.lookup import config_for, look_again
+from tritonln.tuning.table import Entry, path_of, read, save, user_folder
+
+DEVICE = TARGETS["sm_90"]
+KEY = next(iter(FORWARD.keys(1024, torch.bfloat16)))
+OTHER = sorted({*FORWARD.candidates(KEY, DEVICE)} - {FORWARD.choice(KEY, DEVICE)}, key=str)[0]
+
+
+@pytest.fixture
+def path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Of the forward kernel's table in a user's cache of its own."""
+    monkeypatch.setenv("TRITONLN_CACHE_DIR", str(tmp_path))
+    table.warn_once.cache_clear()
+    look_again()
+    folder = user_folder()
+    assert folder is not None
+    return path_of(folder, FORWARD, DEVICE)
+
+
+def looked_up() -> Any:
+    """As a new process would."""
+    look_again()
+    lookup._fixed.clear()
+    return config_for(FORWARD, KEY, DEVICE)
+
+
+def write(path: pathlib.Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def test_what_was_saved_is_looked_up(path: pathlib.Path) -> None:
+    assert looked_up() == FORWARD.choice(KEY, DEVICE)
+    assert save(path, FORWARD, DEVICE, {str(KEY): Entry(OTHER, "measured", 1.5)})
+    assert looked_up() == OTHER
+
+
+def test_one_entry_a_line_and_sorted(path: pathlib.Path) -> None:
+    save(path, FORWARD, DEVICE, {name: Entry(OTHER, "measured") for name in ("b", "c", "a")})
+    lines = path.read_text().splitlines()
+    assert [line.split(":")[0] for line in lines] == ['{"header"', '"entries"', '"a"', '"b"', '"c"', "}}"]
+
+
+def test_the_same_result_on_another_day_changes_no_byte(path: pathlib.Path) -> None:
+    runner = {"config": {"block_m": 1}, "microseconds": 2.0}
+    first = Entry(OTHER, "modelled", 1.5, "2026-01-01", runners_up=(runner,))
+    save(path, FORWARD, DEVICE, {"a": first})
+    before = path.read_bytes()
+    save(path, FORWARD, DEVICE, {"a": Entry(OTHER, "modelled", 1.5, "2027-01-01", runners_up=(runner,))})
+    assert path.read_bytes() == before
+    save(path, FORWARD, DEVICE, {"a": Entry(OTHER, "modelled", 1.6, "2027-01-01")})
+    assert "2027" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"block_m": 3},
+        {"block_m": 1 << 40},
+        {"block_m": True},
+        {"block_m": 1.0},
+        {"block_m": None},
+        {"num_warps": 64},
+        {"num_ctas": 16},  # on a Triton that cannot, the compiler would end the process
+        {"block_n": 8192},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_an_illegal_configuration_is_not_used(path: pathlib.Path, config: dict[str, Any]) -> None:
+    save(path, FORWARD, DEVICE, {str(KEY): Entry(OTHER, "measured")})
+    found = json.loads(path.read_text())
+    found["entries"][str(KEY)]["config"].update(config)
+    path.write_text(json.dumps(found))
+    assert looked_up() == FORWARD.choice(KEY, DEVICE)
+
+
+@pytest.mark.parametrize("field", ["format", "kernel", "source", "tritonln", "triton"])
+def test_a_table_of_another_version_is_ignored_and_kept(path: pathlib.Path, field: str) -> None:
+    save(path, FORWARD, DEVICE, {str(KEY): Entry(OTHER, "measured")})
+    found = json.loads(path.read_text())
+    found["header"][field] = "another"
+    path.write_text(json.dumps(found))
+    assert looked_up() == FORWARD.choice(KEY, DEVICE)
+    save(path, FORWARD, DEVICE, {"new": Entry(OTHER, "measured")})
+    assert list(read(path, FORWARD, DEVICE)) == ["new"]
+    assert json.loads(path.with_suffix(".old.json").read_text())["header"][field] == "another"
+
+
+def test_a_changed_kernel_has_another_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = FORWARD.source()
+    monkeypatch.setattr("inspect.getsource", lambda f: f.__name__ + ("changed" if f.__name__ == "row_sum" else ""))
+    changed = FORWARD.source()
+    monkeypatch.setattr("inspect.getsource", lambda f: f.__name__)
+    assert len({before, changed, FORWARD.source()}) == 3  # row_sum is called by what the kernel calls
+
+
+@pytest.mark.parametrize("text", ["", '{"header": {', "[]", '{"header": 1, "entries": []}', "\x00\xff", "[" * 99_999])
+def test_a_broken_file_is_missing_and_kept_aside(path: pathlib.Path, text: str) -> None:
+    write(path, text)
+    with pytest.warns(UserWarning, match="broken table"):
+        assert looked_up() == FORWARD.choice(KEY, DEVICE)
+    with warnings.catch_warnings(action="error"):  # warned once
+        assert looked_up() == FORWARD.choice(KEY, DEVICE)
+        save(path, FORWARD, DEVICE, {str(KEY): Entry(OTHER, "measured")})
+        assert looked_up() == OTHER
+    assert path.with_suffix(".broken.json").read_text() == text
+
+
+def test_a_directory_that_cannot_be_written(path: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A file is where the directory should be, which stops root as well."""
+    (tmp_path / path.relative_to(tmp_path).parts[0]).write_text("")
+    assert looked_up() == FORWARD.choice(KEY, DEVICE)
+    with pytest.warns(UserWarning, match="cannot save"):
+        assert not save(path, FORWARD, DEVICE, {str(KEY): Entry(OTHER, "measured")})
+
+
+def test_a_lock_that_somebody_keeps(path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from filelock import FileLock
+
+    monkeypatch.setattr(table, "LOCK_TIMEOUT", 0.05)
+    path.parent.mkdir(parents=True)
+    with FileLock(f"{path}.lock"), pytest.warns(UserWarning, match="cannot save"):
+        assert not save(path, FORWARD, DEVICE, {"a": Entry(OTHER, "measured")})
+
+
+def test_others_may_read_what_was_saved(path: pathlib.Path) -> None:
+    save(path, FORWARD, DEVICE, {"a": Entry(OTHER, "measured")})
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def hundred(path: pathlib.Path, process: int) -> None:
+    for tens in range(10):
+        assert save(path, FORWARD, DEVICE, {f"{process} {tens} {i}": Entry(OTHER, "measured") for i in range(10)})
+
+
+def test_sixteen_processes_lose_nothing(path: pathlib.Path) -> None:
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=hundred, args=(path, i)) for i in range(16)]
+    for p in processes:
+        p.start()
+    while any(p.is_alive() for p in processes):
+        if path.exists():
+            assert json.loads(path.read_text())["entries"]
+        processes[0].join(0.01)
+    assert [p.exitcode for p in processes] == [0] * 16
+    assert len(read(path, FORWARD, DEVICE)) == 1600
+    assert {f.name for f in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+numbers = st.integers(-(2**70), 2**70) | st.sampled_from([1, 2, 4, 8, 16, 32, 1024, 4096]) | values
+configs = st.fixed_dictionaries(dict.fromkeys(("block_m", "block_n", "num_warps"), numbers), optional={"x": values})
+entries = st.fixed_dictionaries({"config": configs | values, "provenance": st.just("measured") | values})
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=40) | st.integers(0, 10_000) | entries)
+def test_no_file_makes_layer_norm_fail(path: pathlib.Path, content: Any) -> None:
+    """Random bytes, a table cut short, or an entry of random values."""
+    path.unlink(missing_ok=True)
+    save(path, FORWARD, DEVICE, {str(KEY): Entry(OTHER, "measured")})
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, int):
+        text = path.read_bytes()
+        path.write_bytes(text[: content % len(text)])
+    else:
+        found = json.loads(path.read_text())
+        found["entries"][str(KEY)] = content
+        path.write_text(json.dumps(found))
+    with warnings.catch_warnings(action="ignore"):
+        assert looked_up() in {*FORWARD.candidates(KEY, DEVICE)}
+        tritonln.layer_norm(torch.ones(1, 1024, dtype=torch.bfloat16), 1024)

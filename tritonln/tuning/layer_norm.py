@@ -1,0 +1,156 @@
+"""Configurations of layer_norm's three kernels: the analytic choice, and the candidates of a search.
+
+A choice depends on the row length, the dtypes and the device, never on the number of rows: the
+result of a row must not depend on how many others there are, and a new batch size must not
+compile anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from tritonln.clusters import LARGEST, largest_cluster
+from tritonln.device import Device
+from tritonln.tuning.config import Config, next_power_of_2
+
+WARPS = (1, 2, 4, 8, 16, 32)
+VALUES = (8, 16, 32, 64)  # of a tile that a thread holds: fewer leave too little in flight, more spill
+
+
+def aligned(N: int, x_bytes: int) -> bool:
+    """Whether every row starts at a 16-byte boundary.  Elsewhere each value has an address and a mask of its own."""
+    return N * x_bytes % 16 == 0
+
+
+def forward(N: int, x_bytes: int, device: Device) -> Config:
+    width = next_power_of_2(N)
+    # Values a thread.  Bytes in flight are the same for 32 and 64 (twice the registers, half the
+    # threads), and 64 spread the row sums over more values: 12.5 -> 10.7 instructions each on sm_90.
+    wide = x_bytes <= 2 and width >= 2048
+    each = ((64 if wide else 32) if aligned(N, x_bytes) else 16) // (1 if x_bytes < 8 else 2)
+    warps = width // (32 * each)
+    if width <= 1024:
+        # Up to 256 columns several rows lie side by side in a warp; up to 1,024 a warp holds a row:
+        # no barrier in either.  A tile of fewer than 64 columns would only be taller.
+        warps = 2 if width <= 256 else max(1, warps)
+        return Config(max(1, warps * 32 * each // max(64, width)), width, warps)
+    if warps <= (8 if each == 64 else 16):
+        return Config(1, width, warps)
+    # More leave one program to a multiprocessor, which idles at each barrier.
+    ctas = largest_cluster(device, warps // 8)
+    if ctas > 1:
+        return Config(1, width, 8, ctas)
+    if each == 64 and width == 32_768:
+        return Config(1, width, 32)
+    return Config(1, 8192 if x_bytes < 8 else 4096, 8)
+
+
+def forward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config]:
+    width = next_power_of_2(N)
+    for warps in WARPS:
+        for each in VALUES:
+            tile = warps * 32 * each
+            if tile >= width:
+                yield Config(max(1, tile // max(64, width)), width, warps)
+                continue
+            if _spread(device, width // tile):
+                yield Config(1, width, warps, width // tile)
+            if tile >= 1024:  # narrower chunks only merge moments more often
+                yield Config(1, tile, warps)
+
+
+def forward_safe(N: int) -> Config:
+    return Config(1, min(1024, next_power_of_2(N)), 4)
+
+
+def backward(N: int, x_bytes: int, device: Device) -> Config:
+    """8 warps of 32 16-bit values a thread: x, dy, w, dw and db of them just fit 255 registers."""
+    # fp32 loses some of those to the copies from shared memory, an fp64 value takes two.
+    each = (32 if aligned(N, x_bytes) and x_bytes <= 2 else 16) // (1 if x_bytes < 8 else 2)
+    width = next_power_of_2(N)
+    # Past 8 warps 128 registers are left, enough for 16 values where addresses are shared.
+    warps = 16 if width > 256 * each and each == 16 and aligned(N, x_bytes) else 8
+    tile = warps * 32 * each
+    columns, pieces = _pieces(N, x_bytes, warps) if aligned(N, x_bytes) else (width, 1)
+    if width <= tile:
+        rows = max(warps * 512 // x_bytes // columns, tile // (max(64, columns) * pieces))
+        return Config(rows, columns, warps, 1, _stages(2 * rows * N * x_bytes, device), 1, pieces)
+    ctas = largest_cluster(device, width // tile)
+    if ctas * tile == width:
+        return Config(1, width, warps, ctas, _stages(2 * N * x_bytes // ctas, device), 1)
+    # A group of 16 rows writes 1 byte of partial sums for each value it reads; 4 warps leave room
+    # for three programs, 48 KiB in flight.
+    return Config(16, 8 * each, 4)
+
+
+def _pieces(N: int, x_bytes: int, warps: int) -> tuple[int, int]:
+    """Columns of a piece and how many hold a row, a power of two.
+
+    A piece is what the fewest warps load at once: few warps exchange row sums, and pieces past the
+    row cost nothing.  A thread holds 8 16-bit values of each, so 4 fill the registers; 5 fit
+    where nothing is masked.
+    """
+    columns = 512 // x_bytes
+    while columns < warps * 512 // x_bytes and 4 * columns < N and not (x_bytes == 2 and 5 * columns == N):
+        columns *= 2
+    return min(columns, next_power_of_2(N)), next_power_of_2(-(-N // columns))
+
+
+def _stages(tile_bytes: int, device: Device) -> int:
+    """As many tiles ahead as put 48 KiB in flight (Little's law asks for 36 on B200), while they fit."""
+    ahead = -(-48 * 1024 // tile_bytes)
+    return 1 + max(1, min(ahead, _fitting(tile_bytes, device), 3))  # more only adds barriers
+
+
+def _fitting(tile_bytes: int, device: Device) -> int:
+    """Tiles that shared memory has room for beside the reductions."""
+    return device.shared_memory * 3 // 4 // tile_bytes
+
+
+def backward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config]:
+    width = next_power_of_2(N)
+    for warps in WARPS:
+        whole = [(width, 1), _pieces(N, x_bytes, warps)] if aligned(N, x_bytes) else [(width, 1)]
+        for columns, pieces in dict.fromkeys(whole):
+            held = columns * -(-N // columns) / (warps * 32)  # values a thread of one row
+            for rows in (1 << i for i in range(12)):
+                if 2 <= held * rows <= 40:  # five tiles are held at once
+                    for stages, programs in _residencies(2 * rows * N * x_bytes, device):
+                        yield Config(rows, columns, warps, 1, stages, programs, pieces)
+        for each in VALUES[:3]:
+            tile = warps * 32 * each
+            if width > tile and _spread(device, ctas := width // tile):
+                for stages, programs in _residencies(2 * N * x_bytes // ctas, device):
+                    yield Config(1, width, warps, ctas, stages, programs)
+            for rows in (8, 16, 32):  # a group's partial sums are 16 / rows bytes a 16-bit value read
+                if 64 <= tile // rows <= width // 2:
+                    yield Config(rows, tile // rows, warps)
+
+
+def _residencies(tile_bytes: int, device: Device) -> Iterator[tuple[int, int]]:
+    """Stages of a program and programs of a multiprocessor whose tiles fit."""
+    for programs in (1, 2, 4):
+        ahead = max(1, min(_fitting(tile_bytes * programs, device), 3))
+        for stages in range(1, ahead + 2):
+            yield stages, programs
+
+
+def backward_safe(N: int) -> Config:
+    return Config(16, 64, 4) if N > 64 else Config(16, next_power_of_2(N), 4, programs=1)
+
+
+def column_sum(N: int) -> Config:
+    """About 128 programs, none narrower than a 128-byte line."""
+    width = min(512, max(32, next_power_of_2(N) // 128))
+    return Config(4096 // width, width, 4)
+
+
+def column_sum_candidates() -> Iterator[Config]:
+    for width in (32, 64, 128, 256, 512):
+        for tile in (2048, 4096, 8192):
+            for warps in (4, 8):
+                yield Config(tile // width, width, warps)
+
+
+def _spread(device: Device, ctas: int) -> bool:
+    return ctas <= LARGEST and largest_cluster(device, ctas) == ctas

@@ -1,0 +1,238 @@
+"""The search for a configuration: by measuring on the GPU that is here, or by modelling one that is not."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from tritonln.device import Device
+from tritonln.launch import Recorded
+from tritonln.tolerance import error, tolerance
+from tritonln.tuning import ranks
+from tritonln.tuning.config import Config
+from tritonln.tuning.lookup import Clock, current_policy, known
+from tritonln.tuning.table import Entry, path_of, save, user_folder, warn_once
+from tritonln.tuning.tunable import Key, Tunable
+
+LIMIT = 8  # candidates
+REPLAYS = 20
+RUNNERS_UP = 2
+MODEL_ERROR = 0.02  # by less than this the model does not overrule the analytic choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One candidate: its seconds, or why it was rejected."""
+
+    config: Config
+    seconds: float = math.inf
+    error: str | None = None
+
+
+def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Config]:
+    """The analytic choice and the candidates that differ least from it: in doublings of what it holds and shares."""
+
+    def measures(c: Config) -> tuple[float, ...]:
+        values = c.pieces * c.block_m * c.block_n / (c.num_warps * c.num_ctas)
+        doubled = (values, c.block_n, c.pieces, c.num_warps, c.num_ctas, max(1, c.programs))
+        return (*map(math.log2, doubled), c.num_stages)
+
+    choice = tunable.choice(key, device)
+    of_choice = measures(choice)
+    others = sorted(
+        {*tunable.candidates(key, device)} - {choice},
+        key=lambda c: (sum(abs(a - b) for a, b in zip(measures(c), of_choice)), dataclasses.astuple(c)),
+    )
+    return [choice, *others[: limit - 1]]
+
+
+def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) -> list[Trial]:
+    """Candidates compiled for a device that need not be here, those that spill least first, then the fastest."""
+    from tritonln import inspect
+    from tritonln.tuning.model import seconds
+
+    rows = _rows(tunable, rows, device)
+
+    def make(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    trials, spills = [], {}
+    for config in nearest(tunable, key, device, limit):
+        plan = tunable.plan(key, config, device)
+        groups = tunable.arguments(key, plan, rows, make)
+        call = Recorded(plan.launch, tunable.programs(plan, rows, key.N), tuple(a for group in groups for a in group))
+        try:
+            report = inspect.report(call, device, key.N)
+            if not report.resident:
+                raise MemoryError(f"no multiprocessor has {report.registers} registers a thread and {report.shared} B")
+        except Exception as failure:  # whatever the compiler says of a candidate
+            trials.append(Trial(config, error=_line(failure)))
+            continue
+        partial = [t for t, axes in zip(groups[0], tunable.operands.values()) if axes[0] == "P" and t is not None]
+        read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
+        trials.append(Trial(config, seconds(report, rows, device) + read_later))
+        spills[config] = report.spills
+    choice = tunable.choice(key, device)
+    return sorted(
+        trials,
+        key=lambda t: (spills.get(t.config, math.inf), t.seconds * (1 if t.config != choice else 1 - MODEL_ERROR)),
+    )
+
+
+def measured(
+    tunable: Tunable, key: Key, device: Device, rows: int, limit: int, clock: Clock, where: torch.device
+) -> list[Trial]:
+    """Candidates run, verified against the safe configuration and timed, the fastest first."""
+    rows = _rows(tunable, rows, device)
+    problems = [(rows, 0), (rows // 2 + 1, 1)]
+    expected = [_results(tunable, key, tunable.safe(key), device, M, seed, where) for M, seed in problems]
+    trials = []
+    for config in nearest(tunable, key, device, limit):
+        try:
+            for (M, seed), reference in zip(problems, expected):
+                found = _results(tunable, key, config, device, M, seed, where)
+                _verify(found, reference, M)
+            copies = _copies(tunable, key, rows, device)
+            runs = [_prepared(tunable, key, config, device, rows, seed, where)[0] for seed in range(copies)]
+            trials.append(Trial(config, clock(config, runs)))
+        except Exception as failure:  # out of resources, a compiler's error, wrong results
+            trials.append(Trial(config, error=_line(failure)))
+    return sorted(trials, key=lambda t: t.seconds)
+
+
+def device_seconds(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+    """Median over replays of a CUDA graph of all the launches, whose tensors together do not fit the cache."""
+
+    def everything() -> None:
+        for launch in launches:
+            launch()
+
+    everything()
+    torch.cuda.synchronize()
+    try:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            everything()
+        replay: Callable[[], object] = graph.replay
+    except RuntimeError:  # no graphs on this device
+        replay = everything
+    times = []
+    for _ in range(REPLAYS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) / 1e3 / len(launches))
+    return statistics.median(times)
+
+
+def entry_of(trials: Sequence[Trial], provenance: str, rows: int) -> Entry:
+    """What a table records of a search.  Raises RuntimeError if every candidate was rejected."""
+    accepted = [t for t in trials if t.error is None]
+    if not accepted:
+        raise RuntimeError(f"every candidate was rejected: {'; '.join(f'{t.config}: {t.error}' for t in trials)}")
+    best, *others = accepted
+    return Entry(
+        config=best.config,
+        provenance=provenance,
+        microseconds=_microseconds(best),
+        date=datetime.date.today().isoformat(),
+        rows=rows,
+        runners_up=tuple(
+            {"config": dataclasses.asdict(t.config), "microseconds": _microseconds(t)} for t in others[:RUNNERS_UP]
+        ),
+        rejected=tuple({"config": dataclasses.asdict(t.config), "error": t.error} for t in trials if t.error),
+    )
+
+
+def searched(tunable: Tunable, key: Key, device: Device) -> Entry:
+    """What the policy "search" fixes for a key: measured by somebody before, or now, on the group's first rank."""
+    policy = current_policy()
+
+    def search() -> Entry:
+        found = known(tunable, key, device)
+        if found.provenance == "measured":
+            return found
+        where = torch.device(device.type, device.index or 0)
+        clock = policy.clock or device_seconds
+        try:
+            entry = entry_of(measured(tunable, key, device, policy.rows, LIMIT, clock, where), "measured", policy.rows)
+        except RuntimeError as failure:
+            warn_once(f"tritonln could not tune {tunable.name} for {key}: {_line(failure)}")
+            return found
+        folder = user_folder(policy.cache_dir)
+        if folder is not None:
+            save(path_of(folder, tunable, device), tunable, device, {str(key): entry})
+        return entry
+
+    return ranks.from_first(search, f"{tunable.name} {key}", policy.group)
+
+
+# ---- a problem to run a configuration on -----------------------------------------------------------
+
+
+def _rows(tunable: Tunable, rows: int, device: Device) -> int:
+    """Kernels whose programs divide the columns walk partial sums: one row for each multiprocessor."""
+    return rows if tunable.programs_over == "M" else min(rows, device.multiprocessors)
+
+
+def _prepared(
+    tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
+) -> tuple[Callable[[], object], dict[str, Tensor]]:
+    """A launch on random inputs and poisoned results, and these results."""
+    generator = torch.Generator(where).manual_seed(seed)
+    made: dict[str, Tensor] = {}
+
+    def make(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        if name in tunable.results:
+            made[name] = torch.full(shape, math.nan, dtype=dtype, device=where)
+            return made[name]
+        return torch.randn(shape, generator=generator, device=where).to(dtype)
+
+    plan = tunable.plan(key, config, device)
+    launch = functools.partial(plan.launch, tunable.programs(plan, M, key.N), *tunable.arguments(key, plan, M, make))
+    return launch, made
+
+
+def _results(
+    tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
+) -> dict[str, Tensor]:
+    """What a configuration computes.  Partial sums are added up, as configurations differ in how many there are."""
+    launch, made = _prepared(tunable, key, config, device, M, seed, where)
+    launch()
+    return {name: t.sum(0, dtype=t.dtype) if tunable.operands[name][0] == "P" else t for name, t in made.items()}
+
+
+def _verify(found: dict[str, Tensor], reference: dict[str, Tensor], M: int) -> None:
+    for name, result in found.items():
+        safe = reference[name].double()
+        terms = M if safe.dim() == 1 else 1
+        wrong, allowed = error(result, safe), tolerance(result, safe, terms)
+        if not wrong <= allowed:
+            raise ArithmeticError(f"{name} is off by {wrong:.3e}, {allowed:.3e} is allowed")
+
+
+def _copies(tunable: Tunable, key: Key, M: int, device: Device) -> int:
+    """As many problems as together are twice the last-level cache."""
+    sizes = {"M": M, "N": key.N, "P": 1, "2": 2}
+    size = sum(
+        dtype.itemsize * math.prod(sizes[axis] for axis in tunable.operands[name])
+        for name, dtype in key.operands.items()
+    )
+    return max(1, min(16, 2 * device.l2 // size))
+
+
+def _microseconds(trial: Trial) -> float:
+    return float(f"{trial.seconds * 1e6:.4g}")
+
+
+def _line(failure: Exception) -> str:
+    return f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"[:200]
