@@ -79,7 +79,9 @@ class Listener:
         grid = options["grid"](options) if callable(options["grid"]) else options["grid"]
         programs, threads = grid[0] * (grid[1] if len(grid) > 1 else 1), compiled.metadata.num_warps * 32
         resident = min(code.resident, -(-programs // self.device.multiprocessors))
-        rows: int = options.get("BT", options.get("BLOCK_ROW", 1))  # of a tile, as these libraries call it
+        rows = (
+            options["BT"] if "BT" in options else options.get("BLOCK_ROW") or 1
+        )  # of a tile, as these libraries call it
         tensors = {a.data_ptr(): a for a in (*args, *options.values()) if isinstance(a, torch.Tensor)}
         values, warps = self.case["M"] * self.case["N"], compiled.metadata.num_warps
         streamed = self.itemsize * (1 + self.backward)  # as the inspector counts: x forward, x and dy backward
