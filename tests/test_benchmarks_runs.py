@@ -160,10 +160,24 @@ def test_acceptance_does_what_was_promised_in_order(tmp_path: pathlib.Path) -> N
             parser().parse_args(step.command[2:])
 
 
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run_pytest(*arguments: str, pythonpath: str = "") -> subprocess.CompletedProcess[str]:
+    """As from a terminal: a worker of xdist, which this may be, is none where benchmarks run."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": f"{pythonpath}:{ROOT}"},
+    )
+
+
 def test_pytest_collects_cells_only_when_asked() -> None:
     def collected(*arguments: str) -> str:
-        command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1]).stdout
+        return run_pytest("--collect-only", "-q", *arguments).stdout
 
     with_flag = collected("--benchmark", "--benchmark-cases", "rows", "--benchmark-providers", "eager,copy")
     assert "test_cells.py::test_device[layer_norm-forward-bf16-1x1024-eager]" in with_flag
@@ -178,14 +192,10 @@ def test_a_device_cell_without_a_gpu_is_skipped_with_its_reason() -> None:
 
     if torch.accelerator.is_available():
         pytest.skip("there is a GPU")
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rs", "-k", "device or dispatch"),
-            *("--benchmark", "--benchmark-cases", "rows", "--benchmark-passes", "forward"),
-            *("--benchmark-providers", "eager,quack"),
-        ],
-        capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1],
-    )  # fmt: skip
+    done = run_pytest(
+        *("-rs", "-k", "device or dispatch", "--benchmark", "--benchmark-cases", "rows"),
+        *("--benchmark-passes", "forward", "--benchmark-providers", "eager,quack"),
+    )
     assert done.returncode == 0, done.stdout
     assert "needs a GPU" in done.stdout
     assert "pip install quack-kernels" in done.stdout
@@ -207,15 +217,11 @@ torch.accelerator.is_available = lambda: True
 def test_device_cells_rehearsed(mode: str, tmp_path: pathlib.Path) -> None:
     """pytest --benchmark as on a GPU, with the CPU taken for one."""
     (tmp_path / "played.py").write_text(PLAYED)
-    root = pathlib.Path(__file__).parents[1]
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-p", "played", "-p", "no:cacheprovider", "--benchmark"),
-            *("--benchmark-mode", mode, "--benchmark-cases", "rows", "--benchmark-providers", "tritonln,copy"),
-            *("-k", "bf16-1x1024", f"--benchmark-json={tmp_path / 'out.json'}"),
-        ],
-        capture_output=True, text=True, cwd=root, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"},
-    )  # fmt: skip
+    done = run_pytest(
+        *("-p", "played", "--benchmark", "--benchmark-mode", mode, "--benchmark-cases", "rows", "-k", "bf16-1x1024"),
+        *("--benchmark-providers", "tritonln,copy", f"--benchmark-json={tmp_path / 'out.json'}"),
+        pythonpath=str(tmp_path),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "out.json").read_text())["benchmarks"]
     assert len(found) == 4
