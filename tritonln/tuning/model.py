@@ -49,3 +49,8 @@ def seconds(report: Report, rows: int, device: Device) -> float:
     tile = height * width / report.num_ctas * report.streamed
     last = max(LATENCY, tile * device.multiprocessors / device.bandwidth) / 2
     return max(memory, issue + waiting) + last
+
+
+def bound(report: Report, rows: int, device: Device) -> float:
+    """What no configuration can beat: its bytes moved once at the full bandwidth, and the last loads' latency."""
+    return rows * report.hidden * report.bytes_per_element / device.bandwidth + LATENCY / 2

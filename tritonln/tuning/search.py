@@ -54,9 +54,12 @@ def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Conf
 
 
 def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) -> list[Trial]:
-    """Candidates compiled for a device that need not be here, those that spill least first, then the fastest."""
+    """Candidates compiled for a device that need not be here, those that spill least first, then the fastest.
+
+    The search ends with a candidate at the memory's speed: no other is faster by more than the model can tell.
+    """
     from tritonln import inspect
-    from tritonln.tuning.model import seconds
+    from tritonln.tuning.model import bound, seconds
 
     rows = _rows(tunable, rows, device)
 
@@ -77,8 +80,11 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
             continue
         partial = [t for t, axes in zip(groups[0], tunable.operands.values()) if axes[0] == "P" and t is not None]
         read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
-        trials.append(Trial(config, seconds(report, rows, device) + read_later))
+        found = seconds(report, rows, device)
+        trials.append(Trial(config, found + read_later))
         spills[config] = report.spills
+        if not report.spills and found <= (1 + MODEL_ERROR) * bound(report, rows, device):
+            break
     choice = tunable.choice(key, device)
     return sorted(
         trials,
