@@ -144,7 +144,7 @@ def _check(
 class _LayerNormLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        h, c, *saved = forward(*arguments, save=True)
+        h, c, *saved = forward(*(*arguments, True))
         _save(ctx, arguments, (h, c, *saved))
         return h, c
 

@@ -34,7 +34,7 @@ def forward(
     (T, B, _), H, dtype = x.shape, c0.shape[-1], stats_dtype(x)
     h, c = states(T, h0, x.dtype, reverse), states(T, c0, dtype, reverse)
     p = x.new_empty((T if save else 1, B, 4 * H))
-    m = None if weight_hr is None else x.new_empty((T + 1, B, H))
+    m = None if weight_hr is None else x.new_zeros((T + 1, B, H))
     weight_hh, w_hr = weight_hh.t(), None if weight_hr is None else weight_hr.t()
     w_hh, w_c, b_c = (None if w is None else w.to(dtype) for w in (ln_hh_weight, ln_c_weight, ln_c_bias))
     runs = None if lengths is None else running(T, lengths)

@@ -71,7 +71,7 @@ def forward(
     h, c = states(T, h0, x.dtype, reverse), states(T, c0, stats_dtype(x), reverse)
     p = x.new_empty((T if save else 1, B, 4 * H))
     stats = c.new_empty((T, B, 2)) if save and ln_hh_weight is not None else None
-    m = None if weight_hr is None else x.new_empty((T + 1, B, H))
+    m = None if weight_hr is None else x.new_zeros((T + 1, B, H))
     parameters = (contiguous(ln_hh_weight), contiguous(ln_c_weight), contiguous(ln_c_bias))
     tensors = (x, h, c, p, stats, m, weight_hh, weight_hr, *parameters, lengths)
     step_graphs.run(_forward, tensors, (1, 2, 3, 4, 5), (reverse, carry, eps, device), cuda_graph)
