@@ -6,7 +6,6 @@ The loops allocate nothing, so that they can be captured in a CUDA graph.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,16 +14,9 @@ from tritonln.device import Device
 from tritonln.launch import Launch
 from tritonln.ops import step_graphs
 from tritonln.ops.contract import contiguous, dtype_of, stats_dtype
+from tritonln.ops.layer_norm_triton import Plan
 from tritonln.ops.recurrent import order, running, states
 from tritonln.tuning import config, recurrent
-
-
-class Plan(NamedTuple):
-    launch: Launch
-    rows_per_program: int
-
-    def count(self, B: int) -> int:
-        return -(-B // self.rows_per_program)
 
 
 @functools.cache
@@ -34,7 +26,7 @@ def step_plan(backward: bool, H: int, carry: bool, kind: tuple[object, ...], dev
 
     c = recurrent.step(H, 8 if torch.float64 in kind else 4, device)
     kernel = lstm_step_bwd if backward else lstm_step_fwd
-    return Plan(Launch(kernel, (H, carry, c.block_m, c.block_n), device, c.num_warps), c.block_m)
+    return Plan(Launch(kernel, (H, carry, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
 
 
 @functools.cache
@@ -42,7 +34,7 @@ def sum_plan(H: int, kind: tuple[object, ...], device: Device) -> Plan:
     from tritonln.kernels.column_sum import column_sum
 
     c = config.column_sum(H)
-    return Plan(Launch(column_sum, (H, c.block_m, c.block_n), device, c.num_warps), c.block_n)
+    return Plan(Launch(column_sum, (H, c.block_m, c.block_n), device, c.num_warps), c.block_n, 0)
 
 
 def forward(
