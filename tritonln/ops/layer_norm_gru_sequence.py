@@ -42,9 +42,9 @@ def forward(
         if joint:
             x_rz, stats_x_rz = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
         else:
-            rz, n = groups(H, wx, ln_ih_weight, bias)
-            x_rz, stats_x_rz = norm_forward(*rz, eps, save, device)
-            x_n, stats_x_n = norm_forward(*n, eps, save, device)
+            (wx_rz, w_rz, b_rz), (wx_n, w_n, b_n) = groups(H, wx, ln_ih_weight, bias)
+            x_rz, stats_x_rz = norm_forward(wx_rz, w_rz, b_rz, eps, save, device)
+            x_n, stats_x_n = norm_forward(wx_n, w_n, b_n, eps, save, device)
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
         steps = (x_rz, candidate, h0, weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps, save)
         if device is None:
@@ -85,12 +85,13 @@ def backward(
     reverse, joint, _, cuda_graph = constants
     device, H = device_of(x), h.shape[-1]
     with without_autocast(x):
-        inputs = (dh, x_rz, x_rz[..., 2 * H :] if x_n is None else x_n, p, stats_rz, stats_n)
-        inputs += (h if state is None else state, weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint)
+        candidate = x_rz[..., 2 * H :] if x_n is None else x_n
+        known = (x_rz, candidate, p, stats_rz, stats_n, h if state is None else state)
+        norms = (weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint)
         if device is None:
-            dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(*inputs)
+            dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(dh, *known, *norms)
         else:
-            dgates, dm, dp, dh0 = layer_norm_gru_triton.backward(*inputs, cuda_graph, device)
+            dgates, dm, dp, dh0 = layer_norm_gru_triton.backward(dh, *known, *norms, cuda_graph, device)
         need_x, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh = needs
         wanted = (need_x or need_ih, need_ln_ih, need_bias_ih or need_bias_hh)
         bias = input_bias(bias_ih, bias_hh)
@@ -98,12 +99,13 @@ def backward(
         if joint:
             dwx, dw_x, db_x = norm_backward(dgates, wx, ln_ih_weight, bias, stats_x_rz, wanted, device)
         else:
-            rz, n = groups(H, dgates, wx, ln_ih_weight, bias)
-            found = norm_backward(*rz, stats_x_rz, wanted, device), norm_backward(*n, stats_x_n, wanted, device)
-            dwx, dw_x, db_x = (joined(*pair) for pair in zip(*found))
+            (dy_rz, wx_rz, w_rz, b_rz), (dy_n, wx_n, w_n, b_n) = groups(H, dgates, wx, ln_ih_weight, bias)
+            found_rz = norm_backward(dy_rz, wx_rz, w_rz, b_rz, stats_x_rz, wanted, device)
+            found_n = norm_backward(dy_n, wx_n, w_n, b_n, stats_x_n, wanted, device)
+            dwx, dw_x, db_x = (joined(*pair) for pair in zip(found_rz, found_n))
         # Gain and bias see the group's values only, so both kinds of norm have two groups here.
-        (d_rz, _), (p_rz, p_n), (w_rz, w_n) = zip(*groups(H, dgates, p, ln_hh_weight))
-        _, dw_rz, _ = norm_backward(d_rz, p_rz, w_rz, None, stats_rz, (False, need_ln_hh, False), device)
+        (dy_rz, p_rz, w_rz), (_, p_n, w_n) = groups(H, dgates, p, ln_hh_weight)
+        _, dw_rz, _ = norm_backward(dy_rz, p_rz, w_rz, None, stats_rz, (False, need_ln_hh, False), device)
         b_n = None if bias_hh is None else bias_hh[2 * H :]
         wanted = (False, need_ln_hh, need_bias_hh)
         _, dw_n, db_n = norm_backward(dm, p_n, w_n, b_n, stats_rz if joint else stats_n, wanted, device)
