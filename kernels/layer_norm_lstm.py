@@ -78,8 +78,8 @@ def lstm_step_fwd(
     raw, i, f, g, o = cell(gates, c)
     n = raw
     if w_c_ptr is not None:
-        (n,), mean_c, rstd_c = standardize((raw,), in_row, H, eps)
-        n *= load_upcast(w_c_ptr + cols, in_row)
+        raw_hat, mean_c, rstd_c = standardize((raw,), in_row, H, eps)
+        n = raw_hat[0] * load_upcast(w_c_ptr + cols, in_row)
         if b_c_ptr is not None:
             n += load_upcast(b_c_ptr + cols, in_row)
     h = o * tanh(n)
@@ -155,9 +155,9 @@ def lstm_step_bwd(
     raw, i, f, g, o = cell(gates, c)
     n = raw
     if w_c_ptr is not None:
-        (raw_hat,), mean_c, rstd_c = standardize((raw,), in_row, H, eps)
+        raw_hat, mean_c, rstd_c = standardize((raw,), in_row, H, eps)
         w_c = load_upcast(w_c_ptr + cols, in_row)
-        n = raw_hat * w_c
+        n = raw_hat[0] * w_c
         if b_c_ptr is not None:
             n += load_upcast(b_c_ptr + cols, in_row)
 
@@ -183,13 +183,13 @@ def lstm_step_bwd(
         dn += d_raw
         d_raw = tl.zeros_like(dn)
     if w_c_ptr is not None:
-        (through_norm,) = standardize_bwd((dn * w_c,), (raw_hat,), rstd_c, H)
-        d_raw += tl.where(runs, through_norm, 0.0)
+        through_norm = standardize_bwd((dn * w_c,), raw_hat, rstd_c, H)
+        d_raw += tl.where(runs, through_norm[0], 0.0)
         col = tl.arange(0, BLOCK_H)
         partial = program * H + col
         if dw_c_partial_ptr is not None:
             dw_c = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
-            tl.store(dw_c_partial_ptr + partial, dw_c + tl.sum(dn * raw_hat, axis=0), mask=col < H)
+            tl.store(dw_c_partial_ptr + partial, dw_c + tl.sum(dn * raw_hat[0], axis=0), mask=col < H)
         if db_c_partial_ptr is not None:
             db_c = tl.load(db_c_partial_ptr + partial, mask=col < H, other=0.0)
             tl.store(db_c_partial_ptr + partial, db_c + tl.sum(dn, axis=0), mask=col < H)

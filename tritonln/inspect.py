@@ -20,7 +20,13 @@ from tritonln.machine_code import read_amdgcn, read_cubin
 # (2024, arXiv 2402.13499) measured those of A100 and H100.
 LATENCY = 700e-9
 
-TRITON_TYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
+TRITON_TYPES = {
+    torch.float32: "fp32",
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float64: "fp64",
+    torch.int64: "i64",
+}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -133,8 +133,8 @@ class LayerNormLSTM(_LayerNormRNN, torch.nn.LSTM):
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
             dtype: as :class:`torch.nn.LSTM`'s.  ``bias`` is that of all norms.
-        cell_norm: where LN(c) goes.  ``"output"``: into h only, as in the paper and in haste; ``"carry"``: also to the next step in the place of c, as in fastrnns and
-            TensorFlow Addons; ``"none"``: c is not normalized.
+        cell_norm: where LN(c) goes.  ``"output"``: into h only, as in the paper and in haste; ``"carry"``: also
+            to the next step in the place of c, as in fastrnns and TensorFlow Addons; ``"none"``: nowhere.
         gate_norm: ``"joint"``: the 4H values of each product are normalized together; ``"none"``: not at all.
             With both ``"none"`` this is :class:`torch.nn.LSTM`.
         eps: added to each variance.

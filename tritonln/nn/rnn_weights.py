@@ -50,8 +50,8 @@ def load_fastrnns(weights: Mapping[str, Tensor], **options: Any) -> LayerNormLST
 def load_haste_lstm(weights: Mapping[str, Tensor], **options: Any) -> LayerNormLSTM:
     """From the state_dict of haste_pytorch's LayerNormLSTM: kernel, recurrent_kernel, bias, gamma, gamma_h, beta_h.
 
-    Matrices are transposed, gates i, g, f, o, one bias for both norms; c itself is carried.  Zoneout and
-    DropConnect, which are off when haste evaluates or rescale the state, are not part of the weights.
+    Matrices are transposed, gates i, g, f, o, one bias for both norms; c itself is carried.  Zoneout is not
+    done here: a layer that was built with it blends states, also when it evaluates.
     """
     w_ih, w_hh = weights["gamma"]
     renamed = {
