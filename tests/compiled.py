@@ -66,10 +66,7 @@ def main(kind: str, target: str, sizes: str) -> None:
             for call in calls:
                 name = call.launch.kernel.__name__
                 if "step" in name:
-                    code = (read_cubin if device.backend == "cuda" else read_amdgcn)(
-                        compile_launch(call, device), device
-                    )
-                    found[f"{name} {H} {dtype}"] = code.spills
+                    found[f"{name} {H} {dtype}"] = read(compile_launch(call, device), device).spills
     print(json.dumps(found))
 
 

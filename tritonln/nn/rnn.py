@@ -46,7 +46,7 @@ def changed(module: torch.nn.Module) -> str:
 
 
 class _LayerNormRNN(torch.nn.RNNBase):
-    """What the two layers share."""
+    """What the two layers share.  They are no torch.nn.LSTM and GRU: those torch.compile refuses to trace."""
 
     parameter_kinds: tuple[str, ...]
     eps: float
@@ -122,7 +122,7 @@ class _LayerNormRNN(torch.nn.RNNBase):
         return layout.output(x), tuple(layout.final(torch.stack(s)) for s in zip(*finals)), tuple(cells)
 
 
-class LayerNormLSTM(_LayerNormRNN, torch.nn.LSTM):
+class LayerNormLSTM(_LayerNormRNN):
     r"""A layer-normalized LSTM in the place of :class:`torch.nn.LSTM`.
 
     .. math::
@@ -155,6 +155,8 @@ class LayerNormLSTM(_LayerNormRNN, torch.nn.LSTM):
         *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight"),
         *("ln_c_weight", "ln_c_bias", "weight_hr"),
     )
+    check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
+    get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
 
     def __init__(
         self,
@@ -175,7 +177,9 @@ class LayerNormLSTM(_LayerNormRNN, torch.nn.LSTM):
         cuda_graph: bool = True,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device, dtype
+            *("LSTM", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size),
+            device=device,
+            dtype=dtype,
         )
         self.cell_norm = one_of("cell_norm", cell_norm, ("output", "carry", "none"))
         self.gate_norm = one_of("gate_norm", gate_norm, ("joint", "none"))
@@ -199,7 +203,7 @@ class LayerNormLSTM(_LayerNormRNN, torch.nn.LSTM):
     ) -> Any:
         states = () if hx is None else tuple(hx)
         if not self.fits(input, states):
-            return super().forward(input, hx)
+            return torch.nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
         y, final, cells = self.run(input, states, (self.proj_size or self.hidden_size, self.hidden_size))
         return (y, final, cells) if return_cells else (y, final)
 
@@ -213,7 +217,7 @@ class LayerNormLSTM(_LayerNormRNN, torch.nn.LSTM):
         return copied(cls(**sizes_of(lstm), proj_size=lstm.proj_size, **options), lstm)
 
 
-class LayerNormGRU(_LayerNormRNN, torch.nn.GRU):
+class LayerNormGRU(_LayerNormRNN):
     r"""A layer-normalized GRU in the place of :class:`torch.nn.GRU`.
 
     .. math::
@@ -257,7 +261,9 @@ class LayerNormGRU(_LayerNormRNN, torch.nn.GRU):
         cuda_graph: bool = True,
     ) -> None:
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
+            *("GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
+            device=device,
+            dtype=dtype,
         )
         self.norm_groups = one_of("norm_groups", norm_groups, ("paper", "joint"))
         self.eps, self.cuda_graph = eps, cuda_graph
@@ -275,7 +281,7 @@ class LayerNormGRU(_LayerNormRNN, torch.nn.GRU):
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Any:  # type: ignore[override]
         states = () if hx is None else (hx,)
         if not self.fits(input, states):
-            return super().forward(input, hx)
+            return torch.nn.GRU.forward(self, input, hx)  # type: ignore[call-overload]
         y, (final,), _ = self.run(input, states, (self.hidden_size,))
         return y, final
 
