@@ -91,21 +91,30 @@ def backward(
     if w_hh is not None and stats is not None:
         mean, rstd = (s.contiguous().unbind(0) for s in stats.view(T, B, 2).split(1, -1))
     runs = None if lengths is None else running(T, lengths)
+    before = slice(1, None) if reverse else slice(None, -1)
+    gates = x.to(dtype)
+    i, f, g, o = gates.split(H, -1)
+    raw = torch.addcmul(f * c[before], i, g)
+    n = raw
+    if w_c is not None:
+        n, mean_c, rstd_c = torch.native_layer_norm(raw, (H,), w_c, b_c, eps)
+    tanh_n = n.tanh()
+    to_n = o * (1 - tanh_n * tanh_n)  # what dh is multiplied with in dn
+    factors = torch.addcmul(gates, gates, gates, value=-1)  # and dh or d_raw in dgates; sigmoid' = s - s^2
+    torch.mul(factors[..., :H], g, out=factors[..., :H])
+    torch.mul(factors[..., H : 2 * H], c[before], out=factors[..., H : 2 * H])
+    torch.addcmul(i, i * g, g, value=-1, out=factors[..., 2 * H : 3 * H])
+    torch.mul(factors[..., 3 * H :], tanh_n, out=factors[..., 3 * H :])
+
     dgates = torch.empty((T, B, 4 * H), dtype=dtype, device=x.device)
     dp = dgates if w_hh is None else torch.empty_like(dgates)
-    dns, raws = (torch.empty((T, B, H), dtype=dtype, device=x.device) for _ in range(2))
+    dns = torch.empty_like(raw)
     dh_total = None if weight_hr is None else x.new_empty((T, *h.shape[1:]))
     dh, dc = torch.zeros_like(h[0]), torch.zeros_like(c[0])
-    kept, ones = None, torch.ones_like(c[0])
-    cs, rows = c.unbind(0), zip(*(t.unbind(0) for t in (x, p, raws, dns, dgates, dp)))
+    kept = None
+    rows = zip(*(t.unbind(0) for t in (f, raw, to_n, factors, dgates, dp, dns, p)))
     steps = list(zip(order(T, reverse), ordered(rows, reverse)))
-    for (t, previous, current), (gates, p_t, raw, dn, dgates_t, dp_t) in reversed(steps):
-        gates = gates.to(dtype)
-        i, f, g, o = gates.split(H, 1)
-        n = torch.mul(f, cs[previous], out=raw).addcmul_(i, g)
-        if w_c is not None:
-            n, mean_c, rstd_c = torch.native_layer_norm(raw, (H,), w_c, b_c, eps)
-        tanh_n = n.tanh()
+    for (t, _, current), (f_t, raw_t, to_n_t, factors_t, dgates_t, dp_t, dn, p_t) in reversed(steps):
         if dy is not None:
             dh = dh + dy[current]
         if kept is not None:
@@ -120,28 +129,23 @@ def backward(
             dh = dh @ weight_hr
         dh = dh.to(dtype)
         dc_here = dc if runs is None else dc * runs[t]
-        dn_o = dh * o
-        d_raw = torch.addcmul(dn_o, dn_o * tanh_n, tanh_n, value=-1, out=dn)
+        d_raw = torch.mul(dh, to_n_t, out=dn)
         if carry:
             dn += dc_here
         if w_c is not None:
-            d_raw = norm_backward(dn, raw, (H,), mean_c, rstd_c, w_c, b_c, INPUT_ONLY)[0]
+            d_raw = norm_backward(dn, raw_t, (H,), mean_c[t], rstd_c[t], w_c, b_c, INPUT_ONLY)[0]
         if not carry:
             d_raw = d_raw + dc_here
-        slopes = torch.addcmul(gates, gates, gates, value=-1)  # of the sigmoids: s - s^2
-        torch.addcmul(ones, g, g, value=-1, out=slopes.narrow(1, 2 * H, H))
-        for row, factors in zip(dgates_t.split(H, 1), ((d_raw, g), (d_raw, cs[previous]), (d_raw, i), (dh, tanh_n))):
-            torch.mul(*factors, out=row)
-        dgates_t *= slopes
+        for k, (factor, row) in enumerate(zip(factors_t.split(H, 1), dgates_t.split(H, 1))):
+            torch.mul(dh if k == 3 else d_raw, factor, out=row)
         if mean is not None and rstd is not None:
             p_t = p_t.to(dtype)
             dp_t.copy_(norm_backward(dgates_t, p_t, (4 * H,), mean[t], rstd[t], w_hh, None, INPUT_ONLY)[0])
-        dc = d_raw * f if runs is None else torch.where(runs[t], d_raw * f, dc)
+        dc = d_raw * f_t if runs is None else torch.where(runs[t], d_raw * f_t, dc)
         dh = dp_t.to(weight_hh.dtype) @ weight_hh
     dw_c = db_c = None
     if w_c is not None:
-        _, mean_c, rstd_c = torch.native_layer_norm(raws, (H,), None, None, eps)
-        _, dw_c, db_c = norm_backward(dns, raws, (H,), mean_c, rstd_c, w_c, b_c, (False, True, b_c is not None))
+        _, dw_c, db_c = norm_backward(dns, raw, (H,), mean_c, rstd_c, w_c, b_c, (False, True, b_c is not None))
     return dgates.to(x.dtype), dp.to(x.dtype), dh if kept is None else dh + kept, dc, dw_c, db_c, dh_total
 
 
