@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from tritonln.nn.rnn import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
+from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
 from tritonln.ops.layer_norm_gru import layer_norm_gru
 from tritonln.ops.layer_norm_lstm import layer_norm_lstm
 
