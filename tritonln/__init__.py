@@ -2,6 +2,8 @@
 
 from tritonln import nn
 from tritonln.ops.layer_norm import layer_norm
+from tritonln.ops.layer_norm_gru import layer_norm_gru
+from tritonln.ops.layer_norm_lstm import layer_norm_lstm
 from tritonln.version import __version__
 
-__all__ = ["__version__", "layer_norm", "nn"]
+__all__ = ["__version__", "layer_norm", "layer_norm_gru", "layer_norm_lstm", "nn"]

@@ -85,7 +85,7 @@ class _LayerNorm(torch.autograd.Function):
         x, weight, bias, stats = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # a graph of the backward is wanted: ATen's operator has a derivative
-            dx, dw, db = _backward_aten(dy, x, ctx.N, weight, bias, stats, needs)
+            dx, dw, db = backward_aten(dy, x, ctx.N, weight, bias, stats, needs)
         else:
             dx, dw, db = layer_norm_triton.backward(dy, x, ctx.N, weight, bias, stats, needs, ctx.device)
         return dx, dw, db, None, None, None
@@ -104,7 +104,7 @@ def _aten(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor |
     return F.layer_norm(x, shape, weight, bias, eps)
 
 
-def _backward_aten(
+def backward_aten(
     dy: Tensor,
     x: Tensor,
     N: int,
@@ -179,7 +179,7 @@ def layer_norm_backward_op(
     device = kernels_on(x.device)
     needed = needs[0], needs[1] and weight is not None, needs[2] and bias is not None
     if device is None:
-        gradients = _backward_aten(dy, x, N, weight, bias, stats, needed)
+        gradients = backward_aten(dy, x, N, weight, bias, stats, needed)
     else:
         gradients = layer_norm_triton.backward(dy, x, N, weight, bias, stats, needed, device)
     return tuple(x.new_empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]

@@ -178,8 +178,14 @@ def backward_plan(
     dw, db = (dtype if needed else None for dtype, needed in zip((weight, bias), needs[1:]))
     if dw is None and db is None:
         return several, alone, several
-    sums = _sums_key(N, arithmetic(x), dw, db)
-    return several, alone, _sums(sums, config_for(SUMS, sums, device), device)
+    return several, alone, sums_plan(N, arithmetic(x), dw, db, device)
+
+
+@planned
+def sums_plan(N: int, partial: torch.dtype, dw: torch.dtype | None, db: torch.dtype | None, device: Device) -> Plan:
+    """The column sums of partial sums, for gradients of these dtypes; None for one that is not wanted."""
+    key = _sums_key(N, partial, dw, db)
+    return _sums(key, config_for(SUMS, key, device), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------

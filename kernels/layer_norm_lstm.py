@@ -1,0 +1,208 @@
+"""One time step of a layer-normalized LSTM.
+
+    gates = LN(p; w_hh) + x       p = W_hh h, x = LN(W_ih x; w_ih) + both biases
+    raw   = sigmoid(f) c + sigmoid(i) tanh(g)          (i, f, g, o) = gates
+    n     = LN(raw; w_c, b_c)
+    h     = sigmoid(o) tanh(n)    c = raw, or n where CARRY
+
+    p, x, dgates, dp            (B, 4H) of the step p, (T, B, 4H) of all steps the others
+    h, c and their gradients    (T + 1, B, H), the initial state first (last in reverse); c is fp32 (fp64)
+    w_hh                        (4H,)  None: gates are not normalized
+    w_c, b_c                    (H,)   None: n = raw; None: no bias
+    lengths                     (B,)   row b runs at steps t < lengths[b] and carries its state else; None: always
+    stats                       (T, B, 2)  (mean, rstd) of p, fp32 (fp64); None: not stored
+
+Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
+everything is read once and written once.  `previous` and `current` are the slots of the states.
+"""
+
+import triton
+import triton.language as tl
+
+from .gates import add, load_gates, multiply, standardize, standardize_bwd, standardized, store_gates, tanh, where
+from .row import load_upcast, store_stats
+
+
+@triton.jit
+def cell(gates, c):
+    """raw and the activated gates."""
+    i, f, g, o = tl.sigmoid(gates[0]), tl.sigmoid(gates[1]), tanh(gates[2]), tl.sigmoid(gates[3])
+    return f * c + i * g, i, f, g, o
+
+
+@triton.jit
+def running(lengths_ptr, t, rows, B):
+    return t < tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+
+
+@triton.jit(do_not_specialize=["t", "previous", "current", "B"])
+def lstm_step_fwd(
+    x_ptr,
+    p_ptr,
+    w_hh_ptr,
+    w_c_ptr,
+    b_c_ptr,
+    lengths_ptr,
+    carried_ptr,
+    h_ptr,
+    c_ptr,
+    stats_ptr,
+    t: tl.int64,
+    previous: tl.int64,
+    current: tl.int64,
+    B: tl.int64,
+    eps: tl.float64,
+    H: tl.constexpr,
+    CARRY: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """h of a row that does not run is that of `carried`, or zero where `carried` is None."""
+    row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
+    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
+    in_row = cols < H
+    inside = in_row & (rows < B)
+    row = rows * H + cols
+    gate_row = rows * (4 * H) + cols
+
+    gates = load_gates(p_ptr, gate_row, inside, H, 4)
+    if w_hh_ptr is not None:
+        gates, mean, rstd = standardize(gates, in_row, H, eps)
+        gates = multiply(gates, load_gates(w_hh_ptr, cols, in_row, H, 4))
+        if stats_ptr is not None:
+            store_stats(stats_ptr + t * B * 2, row0, tl.arange(0, BLOCK_M)[:, None], mean, rstd, B)
+    gates = add(gates, load_gates(x_ptr + t * B * 4 * H, gate_row, inside, H, 4))
+
+    c = load_upcast(c_ptr + previous * B * H + row, inside)
+    raw, i, f, g, o = cell(gates, c)
+    n = raw
+    if w_c_ptr is not None:
+        raw_hat, mean_c, rstd_c = standardize((raw,), in_row, H, eps)
+        n = raw_hat[0] * load_upcast(w_c_ptr + cols, in_row)
+        if b_c_ptr is not None:
+            n += load_upcast(b_c_ptr + cols, in_row)
+    h = o * tanh(n)
+    new_c = n if CARRY else raw
+    if lengths_ptr is not None:
+        runs = running(lengths_ptr, t, rows, B)
+        new_c = tl.where(runs, new_c, c)
+        if carried_ptr is not None:
+            h = tl.where(runs, h, load_upcast(carried_ptr + previous * B * H + row, inside))
+        else:
+            h = tl.where(runs, h, 0.0)
+    tl.store(c_ptr + current * B * H + row, new_c, mask=inside)
+    tl.store(h_ptr + current * B * H + row, h, mask=inside)
+
+
+@triton.jit(do_not_specialize=["t", "previous", "current", "B"])
+def lstm_step_bwd(
+    dy_ptr,
+    dh_ptr,
+    dcells_ptr,
+    x_ptr,
+    p_ptr,
+    w_hh_ptr,
+    w_c_ptr,
+    b_c_ptr,
+    lengths_ptr,
+    c_ptr,
+    stats_ptr,
+    kept_ptr,
+    dc_ptr,
+    dgates_ptr,
+    dp_ptr,
+    dw_c_partial_ptr,
+    db_c_partial_ptr,
+    t: tl.int64,
+    previous: tl.int64,
+    current: tl.int64,
+    B: tl.int64,
+    eps: tl.float64,
+    H: tl.constexpr,
+    CARRY: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    """The gates are computed again from p and x.
+
+    dh, kept, dc    (B, H)  gradients that come from the step after this in time: of h through W_hh, of
+                            h of rows that did not run, and of c; kept and dc are replaced by this step's
+    dy, dcells      gradients of the results h and c; None: zero
+    dgates, dp      (T, B, 4H)  of gates and of p; dp None: gates are not normalized, the two are one
+    dw_c, db_c partial  (programs, H)  fp32 (fp64), added to: row i is program i's alone
+    """
+    program = tl.program_id(0).to(tl.int64)
+    rows = program * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
+    in_row = cols < H
+    inside = in_row & (rows < B)
+    row = rows * H + cols
+    gate_row = rows * (4 * H) + cols
+    step = t * B * 4 * H
+
+    p = load_gates(p_ptr, gate_row, inside, H, 4)
+    gates = p
+    if w_hh_ptr is not None:
+        mean = tl.load(stats_ptr + (t * B + rows) * 2, mask=rows < B, other=0.0)
+        rstd = tl.load(stats_ptr + (t * B + rows) * 2 + 1, mask=rows < B, other=0.0)
+        p_hat = where(in_row, standardized(p, mean, rstd))
+        w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
+        gates = multiply(p_hat, w_hh)
+    gates = add(gates, load_gates(x_ptr + step, gate_row, inside, H, 4))
+
+    c = load_upcast(c_ptr + previous * B * H + row, inside)
+    raw, i, f, g, o = cell(gates, c)
+    n = raw
+    if w_c_ptr is not None:
+        raw_hat, mean_c, rstd_c = standardize((raw,), in_row, H, eps)
+        w_c = load_upcast(w_c_ptr + cols, in_row)
+        n = raw_hat[0] * w_c
+        if b_c_ptr is not None:
+            n += load_upcast(b_c_ptr + cols, in_row)
+
+    dh = load_upcast(dh_ptr + row, inside)
+    if dy_ptr is not None:
+        dh += load_upcast(dy_ptr + current * B * H + row, inside)
+    if kept_ptr is not None:
+        dh += load_upcast(kept_ptr + row, inside)
+    dc = load_upcast(dc_ptr + row, inside)
+    if dcells_ptr is not None:
+        dc += load_upcast(dcells_ptr + current * B * H + row, inside)
+    runs = inside
+    if lengths_ptr is not None:
+        runs = inside & running(lengths_ptr, t, rows, B)
+        if kept_ptr is not None:
+            tl.store(kept_ptr + row, tl.where(runs, 0.0, dh), mask=inside)
+    d_raw = tl.where(runs, dc, 0.0)
+    dh = tl.where(runs, dh, 0.0)
+
+    tanh_n = tanh(n)
+    dn = dh * o * (1.0 - tanh_n * tanh_n)
+    if CARRY:
+        dn += d_raw
+        d_raw = tl.zeros_like(dn)
+    if w_c_ptr is not None:
+        through_norm = standardize_bwd((dn * w_c,), raw_hat, rstd_c, H)
+        d_raw += tl.where(runs, through_norm[0], 0.0)
+        col = tl.arange(0, BLOCK_H)
+        partial = program * H + col
+        if dw_c_partial_ptr is not None:
+            dw_c = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
+            tl.store(dw_c_partial_ptr + partial, dw_c + tl.sum(dn * raw_hat[0], axis=0), mask=col < H)
+        if db_c_partial_ptr is not None:
+            db_c = tl.load(db_c_partial_ptr + partial, mask=col < H, other=0.0)
+            tl.store(db_c_partial_ptr + partial, db_c + tl.sum(dn, axis=0), mask=col < H)
+    else:
+        d_raw += dn
+    tl.store(dc_ptr + row, tl.where(runs, d_raw * f, dc), mask=inside)
+
+    dgates = (
+        d_raw * g * i * (1.0 - i),
+        d_raw * c * f * (1.0 - f),
+        d_raw * i * (1.0 - g * g),
+        dh * tanh_n * o * (1.0 - o),
+    )
+    store_gates(dgates_ptr + step, gate_row, inside, H, dgates)
+    if dp_ptr is not None:
+        store_gates(dp_ptr + step, gate_row, inside, H, standardize_bwd(multiply(dgates, w_hh), p_hat, rstd, H))

@@ -1,0 +1,74 @@
+"""The recurrent step kernels compiled for GPUs that are not here, in a process of its own.
+
+    python -m tests.compiled lstm sm_90 100,2048
+
+prints a JSON object: the bytes that each kernel spills.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import torch
+from torch import Tensor
+
+
+def spills(kind: str, target: str, sizes: tuple[int, ...]) -> dict[str, int]:
+    command = [sys.executable, "-m", "tests.compiled", kind, target, ",".join(map(str, sizes))]
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
+def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
+    """One step forward and one backward with everything that can be there: lengths, gains, gradients of all results."""
+    from tritonln.device import TARGETS
+    from tritonln.ops import layer_norm_gru_triton, layer_norm_lstm_triton
+
+    T, B, device, f32 = 1, 32, TARGETS[target], torch.float32
+    h0, lengths = empty(B, H, dtype=dtype), empty(B, dtype=torch.int64)
+    if kind == "lstm":
+        x = empty(T, B, 4 * H, dtype=dtype)
+        norms = (empty(4 * H, dtype=f32), empty(H, dtype=f32), empty(H, dtype=f32))
+        common = (empty(4 * H, H, dtype=dtype), *norms, None, lengths, False, False, 1e-5)
+        h, c, p, stats, _ = layer_norm_lstm_triton.forward(x, h0, h0, *common, True, False, device)
+        assert p is not None
+        dy, dcells = torch.empty_like(h), torch.empty_like(c)
+        layer_norm_lstm_triton.backward(dy, dcells, x, p, stats, h, c, *common, False, device)
+    else:
+        x_rz, x_n = empty(T, B, 2 * H, dtype=dtype), empty(T, B, H, dtype=dtype)
+        common = (empty(3 * H, H, dtype=dtype), empty(3 * H, dtype=f32), empty(3 * H, dtype=f32), lengths, False, False)
+        h, state, p, *stats = layer_norm_gru_triton.forward(x_rz, x_n, h0, *common, 1e-5, True, False, device)
+        known = (x_rz, x_n, p, *stats, h if state is None else state)
+        layer_norm_gru_triton.backward(torch.empty_like(h), *known, *common, False, device)
+
+
+def main(kind: str, target: str, sizes: str) -> None:
+    from tritonln.device import TARGETS
+    from tritonln.inspect import compile_launch
+    from tritonln.launch import recorded
+    from tritonln.machine_code import read_amdgcn, read_cubin
+
+    device, found = TARGETS[target], {}
+    read = read_cubin if device.backend == "cuda" else read_amdgcn
+    for H in map(int, sizes.split(",")):
+        for dtype in (torch.bfloat16, torch.float32):
+            with recorded() as calls:
+                run(kind, H, dtype, target)
+            for call in calls:
+                name = call.launch.kernel.__name__
+                if "step" in name:
+                    found[f"{name} {H} {dtype}"] = read(compile_launch(call, device), device).spills
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,232 @@
+"""layer_norm_gru: one layer in one direction; the public function, autograd, and the custom op for traced code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonln.ops.contract import arithmetic, traced
+from tritonln.ops.layer_norm_gru_sequence import backward, forward
+from tritonln.ops.recurrent import (
+    autocast_dtype,
+    cast,
+    check,
+    check_lengths,
+    filled,
+    once_differentiable,
+    present,
+)
+
+
+def layer_norm_gru(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    ln_ih_weight: Tensor,
+    ln_hh_weight: Tensor,
+    *,
+    joint: bool = False,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    eps: float = 1e-5,
+    cuda_graph: bool = True,
+) -> tuple[Tensor, Tensor]:
+    r"""A layer-normalized GRU over a sequence: one layer, one direction.
+
+    .. math::
+        (r, z) &= \sigma(\mathrm{LN}(W_{hh}^{rz} h_{t-1}; w_{hh}, b_{hh})
+                  + \mathrm{LN}(W_{ih}^{rz} x_t; w_{ih}, b_{ih})) \\
+        n &= \tanh(\mathrm{LN}(W_{ih}^n x_t; w_{ih}, b_{ih}) + r \, \mathrm{LN}(W_{hh}^n h_{t-1}; w_{hh}, b_{hh})) \\
+        h_t &= (1 - z) \, n + z \, h_{t-1}
+
+    The norms are over the 2H values of r and z and the H of n; where ``joint``, over all 3H together, as
+    some implementations do.  z keeps the old state as in torch; the paper's z is 1 - z.
+
+    Args:
+        x: ``(T, B, I)``; fp32, fp16, bf16 or fp64.
+        h0: ``(B, H)``.
+        weight_ih, weight_hh: ``(3H, I)`` and ``(3H, H)``, gates in torch's order r, z, n.
+        bias_ih, bias_hh: ``(3H,)``, the biases of the norms; both or neither.
+        ln_ih_weight, ln_hh_weight: ``(3H,)``, the gains of the norms.
+        lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others.
+        reverse: walk from the last step to the first.
+        eps: added to each variance.
+        cuda_graph: on CUDA, replay the time steps as a graph from the second call of a shape on.
+
+    The biases and the gains may be fp32 for a 16-bit ``x``.  Under autocast ``x``, ``h0`` and the weight
+    matrices are cast to its dtype.
+
+    Returns:
+        ``y, h_n``: h of every step ``(T, B, H)`` and the last, in ``x``'s dtype.  The state that steps hand
+        on, all statistics and all sums are fp32 (fp64 for fp64 ``x``); the products see it rounded.
+
+    Saved for backward, beside the arguments: a step and row 9H values of ``x``'s dtype (W_ih x, its norm,
+    W_hh h), the states, H of ``x``'s dtype and, where that is 16-bit, of fp32, and 32 bytes of statistics (16
+    where ``joint``).  Cannot be differentiated twice.
+
+    Raises:
+        RuntimeError: for shapes, dtypes and devices that do not fit.
+
+    Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), section 3.1 and the
+    supplement's equations 26 to 28.
+    """
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, h0, weight_ih, weight_hh = cast(dtype, x, h0, weight_ih, weight_hh)
+    if (bias_ih is None) != (bias_hh is None):
+        raise RuntimeError("layer_norm_gru: expected both or neither of bias_ih and bias_hh")
+    H, I = h0.shape[-1], x.shape[-1]
+    check(
+        "layer_norm_gru",
+        x,
+        {
+            "h0": (h0, (*x.shape[1:2], H)),
+            "weight_ih": (weight_ih, (3 * H, I)),
+            "weight_hh": (weight_hh, (3 * H, H)),
+            "bias_ih": (bias_ih, (3 * H,)),
+            "bias_hh": (bias_hh, (3 * H,)),
+            "ln_ih_weight": (ln_ih_weight, (3 * H,)),
+            "ln_hh_weight": (ln_hh_weight, (3 * H,)),
+        },
+        products=("h0", "weight_ih", "weight_hh"),
+    )
+    check_lengths("layer_norm_gru", lengths, x)
+    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    arguments = (*tensors, lengths, reverse, joint, float(eps), cuda_graph)
+    h: Any
+    if traced(x):
+        h, *_ = layer_norm_gru_op(*arguments, save)
+    elif save:
+        h = _LayerNormGRU.apply(*arguments)
+    else:
+        h, *_ = forward(*arguments, False)
+    T = len(x)
+    return (h[:T], h[0]) if reverse else (h[1:], h[T])
+
+
+# ---- eager -------------------------------------------------------------------------------------
+
+
+class _LayerNormGRU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor | None:
+        h, *saved = forward(*(*arguments, True))
+        _save(ctx, arguments, (h, *saved))
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None) -> tuple[Tensor | None, ...]:
+        with torch.no_grad():
+            x, parameters, saved, lengths = _saved(ctx)
+            found = backward(dh, x, parameters, saved, lengths, ctx.constants, ctx.needs_input_grad[:8])
+        return *once_differentiable("layer_norm_gru", found), None, None, None, None, None
+
+
+def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor | None, ...]) -> None:
+    x, _, *parameters = arguments[:8]
+    ctx.save_for_backward(x, *parameters, arguments[8], *results)
+    ctx.constants = arguments[9:13]
+    ctx.set_materialize_grads(False)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    x, *rest = ctx.saved_tensors
+    return x, tuple(rest[:6]), tuple(rest[7:]), rest[6]
+
+
+# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
+
+
+@torch.library.custom_op("tritonln::layer_norm_gru", mutates_args=())
+def layer_norm_gru_op(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    ln_ih_weight: Tensor,
+    ln_hh_weight: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    joint: bool,
+    eps: float,
+    cuda_graph: bool,
+    save: bool,
+) -> list[Tensor]:
+    parameters = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    h, *saved = forward(x, h0, *parameters, lengths, reverse, joint, eps, cuda_graph, save)
+    return list(filled(x, h, *(saved if save else [None] * 9)))
+
+
+@layer_norm_gru_op.register_fake
+def _(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
+    joint, save = rest[-4], rest[-1]
+    (T, B, _), H, dtype = x.shape, h0.shape[1], arithmetic(x.dtype)
+    h = x.new_empty((T + 1, B, H))
+    if not save:
+        return list(filled(x, h, *[None] * 9))
+    width = 3 * H if joint else 2 * H
+    return list(
+        filled(
+            x,
+            h,
+            None if x.dtype == dtype else x.new_empty((T + 1, B, H), dtype=dtype),
+            x.new_empty((T, B, 3 * H)),
+            x.new_empty((T, B, width)),
+            None if joint else x.new_empty((T, B, H)),
+            x.new_empty((T * B, 2), dtype=dtype),
+            None if joint else x.new_empty((T * B, 2), dtype=dtype),
+            x.new_empty((T, B, 3 * H)),
+            x.new_empty((T, B, 2), dtype=dtype),
+            None if joint else x.new_empty((T, B, 2), dtype=dtype),
+        )
+    )
+
+
+@torch.library.custom_op("tritonln::layer_norm_gru_backward", mutates_args=())
+def layer_norm_gru_backward_op(
+    dh: Tensor | None,
+    x: Tensor,
+    parameters: Sequence[Tensor | None],
+    saved: Sequence[Tensor],
+    lengths: Tensor | None,
+    reverse: bool,
+    joint: bool,
+    eps: float,
+    cuda_graph: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    constants = (reverse, joint, eps, cuda_graph)
+    found = backward(dh, x, tuple(parameters), present(saved), lengths, constants, tuple(needs))
+    return list(filled(x, *found))
+
+
+@layer_norm_gru_backward_op.register_fake
+def _(
+    dh: Tensor | None, x: Tensor, parameters: Sequence[Tensor | None], saved: Sequence[Tensor], *rest: Any
+) -> list[Tensor]:
+    inputs, needs = (x, saved[0][0], *parameters), rest[-1]
+    return list(filled(x, *(torch.empty_like(t) if t is not None and n else None for t, n in zip(inputs, needs))))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _save(ctx, inputs, tuple(output))
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    x, parameters, saved, lengths = _saved(ctx)
+    needs = ctx.needs_input_grad[:8]
+    found = layer_norm_gru_backward_op(gradients[0], x, parameters, saved, lengths, *ctx.constants, needs)
+    return *(g if n else None for g, n in zip(found, needs)), None, None, None, None, None, None
+
+
+layer_norm_gru_op.register_autograd(_op_backward, setup_context=_setup_context)

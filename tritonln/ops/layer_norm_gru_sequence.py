@@ -1,0 +1,129 @@
+"""layer_norm_gru over a sequence, forward and backward: what is hoisted out of the time steps, and the steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tritonln.ops import layer_norm_gru_aten, layer_norm_gru_triton
+from tritonln.ops.contract import arithmetic
+from tritonln.ops.recurrent import device_of, norm_backward, norm_forward, product, without_autocast
+
+
+def forward(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    ln_ih_weight: Tensor,
+    ln_hh_weight: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    joint: bool,
+    eps: float,
+    cuda_graph: bool,
+    save: bool,
+) -> tuple[Tensor | None, ...]:
+    """(h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n).
+
+    h and state (T + 1, B, H), state None where it is h; the others are what the backward wants to know:
+    wx = W_ih x, and x_rz and x_n = LN of its groups with the biases.  Where both are one group x_rz holds
+    its rows and x_n is None.
+    """
+    device, H = device_of(x), h0.shape[-1]
+    with without_autocast(x):
+        wx, bias = F.linear(x, weight_ih), input_bias(bias_ih, bias_hh)
+        x_n = stats_x_n = None
+        if joint:
+            x_rz, stats_x_rz = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
+        else:
+            (wx_rz, w_rz, b_rz), (wx_n, w_n, b_n) = groups(H, wx, ln_ih_weight, bias)
+            x_rz, stats_x_rz = norm_forward(wx_rz, w_rz, b_rz, eps, save, device)
+            x_n, stats_x_n = norm_forward(wx_n, w_n, b_n, eps, save, device)
+        candidate = x_rz[..., 2 * H :] if x_n is None else x_n
+        steps = (x_rz, candidate, h0, weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps, save)
+        if device is None:
+            h, state, p, stats_rz, stats_n = layer_norm_gru_aten.forward(*steps)
+        else:
+            h, state, p, stats_rz, stats_n = layer_norm_gru_triton.forward(*steps, cuda_graph, device)
+    return h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n
+
+
+def input_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """The bias of LN(W_ih x): of r and z those of both sides, of the candidate only the input's."""
+    if bias_ih is None or bias_hh is None:
+        return None
+    bias = bias_ih.to(arithmetic(bias_ih.dtype), copy=True)
+    rz = len(bias) // 3 * 2
+    bias[:rz] += bias_hh[:rz]
+    return bias
+
+
+def groups(H: int, *tensors: Tensor | None) -> tuple[list[Any], list[Any]]:
+    """The columns of r and z, and those of the candidate."""
+    rz = [None if t is None else t[..., : 2 * H] for t in tensors]
+    return rz, [None if t is None else t[..., 2 * H :] for t in tensors]
+
+
+def backward(
+    dh: Tensor | None,
+    x: Tensor,
+    parameters: tuple[Any, ...],
+    saved: tuple[Any, ...],
+    lengths: Tensor | None,
+    constants: tuple[bool, bool, float, bool],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, h0 and the parameters, in their order and dtypes, each None unless needed."""
+    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight = parameters
+    h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n = saved
+    reverse, joint, _, cuda_graph = constants
+    device, H = device_of(x), h.shape[-1]
+    with without_autocast(x):
+        candidate = x_rz[..., 2 * H :] if x_n is None else x_n
+        known = (x_rz, candidate, p, stats_rz, stats_n, h if state is None else state)
+        norms = (weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint)
+        if device is None:
+            dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(dh, *known, *norms)
+        else:
+            dgates, dm, dp, dh0 = layer_norm_gru_triton.backward(dh, *known, *norms, cuda_graph, device)
+        need_x, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh = needs
+        wanted = (need_x or need_ih, need_ln_ih, need_bias_ih or need_bias_hh)
+        bias = input_bias(bias_ih, bias_hh)
+        dwx: Any
+        if joint:
+            dwx, dw_x, db_x = norm_backward(dgates, wx, ln_ih_weight, bias, stats_x_rz, wanted, device)
+        else:
+            (dy_rz, wx_rz, w_rz, b_rz), (dy_n, wx_n, w_n, b_n) = groups(H, dgates, wx, ln_ih_weight, bias)
+            found_rz = norm_backward(dy_rz, wx_rz, w_rz, b_rz, stats_x_rz, wanted, device)
+            found_n = norm_backward(dy_n, wx_n, w_n, b_n, stats_x_n, wanted, device)
+            dwx, dw_x, db_x = (joined(*pair) for pair in zip(found_rz, found_n))
+        # Gain and bias see the group's values only, so both kinds of norm have two groups here.
+        (dy_rz, p_rz, w_rz), (_, p_n, w_n) = groups(H, dgates, p, ln_hh_weight)
+        _, dw_rz, _ = norm_backward(dy_rz, p_rz, w_rz, None, stats_rz, (False, need_ln_hh, False), device)
+        b_n = None if bias_hh is None else bias_hh[2 * H :]
+        wanted = (False, need_ln_hh, need_bias_hh)
+        _, dw_n, db_n = norm_backward(dm, p_n, w_n, b_n, stats_rz if joint else stats_n, wanted, device)
+        gradients = (
+            dwx @ weight_ih if need_x else None,
+            dh0,
+            product(dwx, x) if need_ih else None,
+            product(dp, h[slice(1, None) if reverse else slice(None, -1)]) if need_hh else None,
+            db_x,
+            joined(None if db_x is None else db_x[: 2 * H], db_n),
+            dw_x,
+            joined(dw_rz, dw_n),
+        )
+    return tuple(
+        g.to(t.dtype) if g is not None and t is not None and needed else None
+        for g, t, needed in zip(gradients, (x, h, *parameters), needs)
+    )
+
+
+def joined(rz: Tensor | None, n: Tensor | None) -> Tensor | None:
+    return None if rz is None or n is None else torch.cat([rz.to(n.dtype), n], -1)

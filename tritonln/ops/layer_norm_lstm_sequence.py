@@ -1,0 +1,108 @@
+"""layer_norm_lstm over a sequence, forward and backward: what is hoisted out of the time steps, and the steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tritonln.ops import layer_norm_lstm_aten, layer_norm_lstm_triton
+from tritonln.ops.contract import arithmetic
+from tritonln.ops.recurrent import device_of, norm_backward, norm_forward, product, total_bias, without_autocast
+
+
+def forward(
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    ln_ih_weight: Tensor | None,
+    ln_hh_weight: Tensor | None,
+    ln_c_weight: Tensor | None,
+    ln_c_bias: Tensor | None,
+    weight_hr: Tensor | None,
+    lengths: Tensor | None,
+    reverse: bool,
+    carry: bool,
+    eps: float,
+    cuda_graph: bool,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(h, c, wx, gates_x, stats_x, p, stats, m): the states of all steps, and what the backward wants to know.
+
+    wx = W_ih x and gates_x = LN(wx) with both biases, the same where gates are not normalized: wx is None then.
+    """
+    device = device_of(x)
+    with without_autocast(x):
+        bias = total_bias(bias_ih, bias_hh)
+        wx = stats_x = None
+        if ln_ih_weight is None:
+            gates_x = F.linear(x, weight_ih, None if bias is None else bias.to(x.dtype))
+        else:
+            wx = F.linear(x, weight_ih)
+            gates_x, stats_x = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
+        recurrent = (gates_x, h0, c0, weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths)
+        if device is None:
+            steps = layer_norm_lstm_aten.forward(*recurrent, reverse, carry, eps, save)
+        else:
+            steps = layer_norm_lstm_triton.forward(*recurrent, reverse, carry, eps, save, cuda_graph, device)
+    h, c, p, stats, m = steps
+    return h, c, wx, gates_x, stats_x, p, stats, m
+
+
+def backward(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    x: Tensor,
+    parameters: tuple[Any, ...],
+    saved: tuple[Any, ...],
+    lengths: Tensor | None,
+    constants: tuple[bool, bool, float, bool],
+    needs: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of x, h0, c0 and the parameters, in their order and dtypes, each None unless needed."""
+    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+    h, c, wx, gates_x, stats_x, p, stats, m = saved
+    reverse, carry, eps, cuda_graph = constants
+    device = device_of(x)
+    norms = (weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps)
+    with without_autocast(x):
+        if device is None:
+            steps = layer_norm_lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, *norms)
+        else:
+            steps = layer_norm_lstm_triton.backward(dh, dc, gates_x, p, stats, h, c, *norms, cuda_graph, device)
+        dgates, dp, dh0, dc0, dw_c, db_c, dh_total = steps
+        after = slice(None, -1) if reverse else slice(1, None)
+        before = slice(1, None) if reverse else slice(None, -1)
+        need_x, _, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh, _, _, need_hr = needs
+        need_bias = need_bias_ih or need_bias_hh
+        dwx: Any = dgates
+        dw_x, dw_h, bias = None, None, total_bias(bias_ih, bias_hh)
+        if ln_ih_weight is not None:
+            wanted = (need_x or need_ih, need_ln_ih, need_bias)
+            dwx, dw_x, db = norm_backward(dgates, wx, ln_ih_weight, bias, stats_x, wanted, device)
+            _, dw_h, _ = norm_backward(dgates, p, ln_hh_weight, None, stats, (False, need_ln_hh, False), device)
+        else:
+            db = dgates.sum((0, 1), dtype=arithmetic(x.dtype)) if need_bias else None
+        gradients = (
+            dwx @ weight_ih if need_x else None,
+            dh0,
+            dc0,
+            product(dwx, x) if need_ih else None,
+            product(dp, h[before]) if need_hh else None,
+            db if need_bias_ih else None,
+            db.clone() if db is not None and need_bias_ih and need_bias_hh else db,
+            dw_x,
+            dw_h,
+            dw_c,
+            db_c,
+            product(dh_total, m[after]) if need_hr and dh_total is not None else None,
+        )
+    return tuple(
+        g.to(p.dtype) if g is not None and p is not None and needed else None
+        for g, p, needed in zip(gradients, (x, h, c, *parameters), needs)
+    )

@@ -1,0 +1,161 @@
+"""What the recurrent operators share: their contract, autocast, the hoisted input product and its norm."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonln.device import Device, kernels_on
+from tritonln.ops import layer_norm, layer_norm_triton
+from tritonln.ops.contract import DTYPES, HALF, arithmetic
+
+
+def check(
+    operator: str, x: Tensor, shapes: Mapping[str, tuple[Tensor | None, tuple[int, ...]]], products: Sequence[str]
+) -> None:
+    """Raises for an x that is no sequence, and for the first argument of a shape, dtype or device that does not fit.
+
+    `products` names the arguments that are multiplied with x or h, which must be of their dtype; all
+    others may be fp32 where x is 16-bit.
+    """
+    if x.dim() != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
+    if x.shape[0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if x.dtype not in DTYPES:
+        raise RuntimeError(f"{operator}: expected input of a floating dtype, got {x.dtype}")
+    for name, (t, shape) in shapes.items():
+        if t is None:
+            continue
+        if t.shape != shape:
+            raise RuntimeError(f"{operator}: Expected {name} size {shape}, got {list(t.shape)}")
+        if t.device != x.device:
+            raise RuntimeError(
+                f"Expected all tensors to be on the same device, but got {name} is on {t.device}, "
+                f"different from other tensors on {x.device} (when checking argument in method {operator})"
+            )
+        if t.dtype != x.dtype and (name in products or t.dtype != torch.float32 or x.dtype not in HALF):
+            raise RuntimeError(f"{operator}: expected {name} of dtype {x.dtype}, got {t.dtype}")
+
+
+def check_lengths(operator: str, lengths: Tensor | None, x: Tensor) -> None:
+    if lengths is None:
+        return
+    if lengths.shape != x.shape[1:2] or lengths.dtype != torch.int64 or lengths.device != x.device:
+        raise RuntimeError(
+            f"{operator}: expected lengths of shape ({x.shape[1]},), dtype torch.int64 on {x.device}, "
+            f"got {tuple(lengths.shape)}, {lengths.dtype} on {lengths.device}"
+        )
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast wants of the products; None where it is off."""
+    kind = x.device.type
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+        return torch.get_autocast_dtype(kind)
+    return None
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    return [None if t is None else t.to(dtype) for t in tensors]
+
+
+def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    """Inside, nothing is cast a second time."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+
+
+def device_of(x: Tensor) -> Device | None:
+    """Where the kernels run; None where ATen does, which also serves batches of no rows."""
+    return kernels_on(x.device) if x.numel() else None
+
+
+def order(T: int, reverse: bool) -> list[tuple[int, int, int]]:
+    """(t, slot of the state before, slot of the state after) of every step, in the order of time that is walked.
+
+    States lie in T + 1 slots, the initial one first, or last where time runs backward.
+    """
+    return [(t, t + 1, t) for t in reversed(range(T))] if reverse else [(t, t, t + 1) for t in range(T)]
+
+
+def states(T: int, initial: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
+    """Room for the states of all steps, with the initial one in its slot."""
+    slots = torch.empty((T + 1, *initial.shape), dtype=dtype, device=initial.device)
+    slots[T if reverse else 0] = initial
+    return slots
+
+
+def running(T: int, lengths: Tensor) -> Tensor:
+    """(T, B, 1): whether a row runs at a step."""
+    return (torch.arange(T, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
+
+
+def norm_forward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, eps: float, save: bool, device: Device | None
+) -> tuple[Tensor, Tensor | None]:
+    """LN over the last dimension of x, and the statistics of the rows where they are to be saved."""
+    N = x.shape[-1]
+    if device is not None:
+        return layer_norm_triton.forward(x, N, weight, bias, eps, x.dtype, save, device)
+    wide, weight, bias = cast(arithmetic(x.dtype), x, weight, bias)
+    y, mean, rstd = torch.native_layer_norm(wide, (N,), weight, bias, eps)
+    return y.to(x.dtype), torch.cat([mean, rstd], -1).view(-1, 2) if save else None
+
+
+def norm_backward(
+    dy: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stats: Tensor,
+    needs: tuple[bool, bool, bool],
+    device: Device | None,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, weight and bias of norm_forward, each None unless needed."""
+    if not any(needs):
+        return None, None, None
+    N, stats = x.shape[-1], stats.view(-1, 2)
+    if device is not None:
+        return layer_norm_triton.backward(dy, x, N, weight, bias, stats, needs, device)
+    return layer_norm.backward_aten(dy, x, N, weight, bias, stats, needs)
+
+
+def total_bias(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, in fp32 where they are 16-bit: it goes into the norm unrounded."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b if a.dtype == b.dtype == arithmetic(a.dtype) else a.float() + b.float()
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """The sum over all rows of a^T b: one product for all time steps."""
+    return a.reshape(-1, a.shape[-1]).t() @ b.reshape(-1, b.shape[-1])
+
+
+def filled(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+    """With an empty tensor for None: a custom op returns tensors only."""
+    return tuple(like.new_empty(0) if t is None else t for t in tensors)
+
+
+def present(tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The tensors that `filled` was given."""
+    return tuple(None if t.dim() == 1 else t for t in tensors)
+
+
+def once_differentiable(operator: str, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Where a graph of the backward is wanted, gradients that say what else to call when they are differentiated."""
+    if not torch.is_grad_enabled():
+        return tuple(gradients)
+    message = (
+        f"{operator} cannot be differentiated twice; call tritonln.reference_recurrent.{operator} instead, "
+        "which takes the same arguments and is plain torch"
+    )
+    wanted = [g for g in gradients if g is not None]
+    refusing = torch._C._functions.DelayedError(message, len(wanted))(*(g.requires_grad_() for g in wanted))
+    each = iter((refusing,) if isinstance(refusing, Tensor) else refusing)
+    return tuple(None if g is None else next(each) for g in gradients)
