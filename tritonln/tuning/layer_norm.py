@@ -115,21 +115,23 @@ def backward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config
             held = columns * -(-N // columns) / (warps * 32)  # values a thread of one row
             for rows in (1 << i for i in range(12)):
                 if 2 <= held * rows <= 40:  # five tiles are held at once
-                    for stages, programs in _residencies(2 * rows * N * x_bytes, device):
+                    for stages, programs in _residencies(2 * rows * N * x_bytes, warps, device):
                         yield Config(rows, columns, warps, 1, stages, programs, pieces)
         for each in VALUES[:3]:
             tile = warps * 32 * each
             if width > tile and _spread(device, ctas := width // tile):
-                for stages, programs in _residencies(2 * N * x_bytes // ctas, device):
+                for stages, programs in _residencies(2 * N * x_bytes // ctas, warps, device):
                     yield Config(1, width, warps, ctas, stages, programs)
             for rows in (8, 16, 32):  # a group's partial sums are 16 / rows bytes a 16-bit value read
                 if 64 <= tile // rows <= width // 2:
                     yield Config(rows, tile // rows, warps)
 
 
-def _residencies(tile_bytes: int, device: Device) -> Iterator[tuple[int, int]]:
+def _residencies(tile_bytes: int, warps: int, device: Device) -> Iterator[tuple[int, int]]:
     """Stages of a program and programs of a multiprocessor whose tiles fit."""
     for programs in (1, 2, 4):
+        if programs * warps < 8:  # two warps for each scheduler: fewer do not issue as fast as memory feeds them
+            continue
         ahead = max(1, min(_fitting(tile_bytes * programs, device), 3))
         for stages in range(1, ahead + 2):
             yield stages, programs
