@@ -15,7 +15,7 @@ def test_short_rows() -> None:
     traffic = layer_norm_traffic(4096, 256, torch.bfloat16)
     forward, backward = traffic.ratios
     assert forward <= 1.01
-    assert backward <= 1.09
+    assert backward <= 1.092  # why not 1.09: "Trades" in benchmarks/README.md
     assert [k.name for k in traffic.forward] == ["layer_norm_fwd"]
     assert [k.name for k in traffic.backward] == ["layer_norm_bwd", "column_sum"]
     x = next(b for b in traffic.forward[0].buffers if b.name == "x")
