@@ -1,11 +1,13 @@
 import os
+import pathlib
 import tempfile
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from tritonln.device import triton_device_type
+from tritonln.device import Device, kernels_on, triton_device_type
+from tritonln.tuning import lookup, table
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -28,3 +30,29 @@ def poisoned() -> Iterator[None]:
 def device() -> torch.device:
     """Where the kernels run: the GPU, or the CPU, interpreted."""
     return torch.device(triton_device_type() or "cpu")
+
+
+@pytest.fixture
+def aten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recurrent layers take the path of tensors that no kernel serves, fast on a CPU."""
+    for operator in ("lstm", "gru"):
+        monkeypatch.setattr(f"tritonln.ops.layer_norm_{operator}_sequence.device_of", lambda x: None)
+
+
+@pytest.fixture
+def gpu(device: torch.device) -> Device:
+    """What is known of it."""
+    found = kernels_on(device)
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def new_process(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No configuration is fixed, nobody was warned, and the user's cache is empty."""
+    monkeypatch.setenv("TRITONLN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(lookup, "_fixed", {})
+    table.warn_once.cache_clear()
+    lookup.look_again()
+    yield
+    lookup.look_again()

@@ -11,16 +11,9 @@ from tests.compiled import spills
 from tests.problems import BF16, F16, F32, F64
 from tests.recurrent import expect, flat, gradients, gru_problem, per_step
 from tritonln import reference_recurrent
-from tritonln.ops import layer_norm_gru_sequence
 from tritonln.ops.layer_norm_gru import layer_norm_gru_op
 
 VARIANTS = list(itertools.product([False, True], [True, False]))  # joint, bias
-
-
-@pytest.fixture
-def aten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tensors get that no kernel serves."""
-    monkeypatch.setattr(layer_norm_gru_sequence, "device_of", lambda x: None)
 
 
 # ---- the kernels -------------------------------------------------------------------------------

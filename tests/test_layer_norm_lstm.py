@@ -11,7 +11,6 @@ from tests.compiled import spills
 from tests.problems import BF16, F16, F32, F64, rand
 from tests.recurrent import expect, flat, gradients, lstm_problem, per_step
 from tritonln import reference_recurrent
-from tritonln.ops import layer_norm_lstm_sequence
 from tritonln.ops.layer_norm_lstm import layer_norm_lstm_op
 
 VARIANTS = {
@@ -24,12 +23,6 @@ VARIANTS = {
     "no biases, carry": ({"bias": False}, {"carry": True}),
     "projection": ({"P": 3}, {}),
 }
-
-
-@pytest.fixture
-def aten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What tensors get that no kernel serves."""
-    monkeypatch.setattr(layer_norm_lstm_sequence, "device_of", lambda x: None)
 
 
 # ---- the kernels -------------------------------------------------------------------------------

@@ -1,30 +1,22 @@
-"""LayerNormLSTM, LayerNormGRU and their cells: torch's layers in constructor, call, results and errors."""
+"""LayerNormLSTM and LayerNormGRU: torch's layers in constructor, call, results and errors."""
 
 import copy
-import itertools
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-import tritonln
 from tritonln import reference_recurrent
-from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
-from tritonln.ops import layer_norm_gru_sequence, layer_norm_lstm_sequence
+from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM
+
+# The operators have tests of their own.
+pytestmark = pytest.mark.usefixtures("aten")
 
 LAYERS = [LayerNormLSTM, LayerNormGRU]
 PAIRS = [(LayerNormLSTM, nn.LSTM), (LayerNormGRU, nn.GRU)]
 PLAIN = {"gate_norm": "none", "cell_norm": "none"}
-
-
-@pytest.fixture(autouse=True)
-def aten(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The operators have tests of their own; here the fast path of a CPU serves."""
-    for module in (layer_norm_lstm_sequence, layer_norm_gru_sequence):
-        monkeypatch.setattr(module, "device_of", lambda x: None)
 
 
 def tensors(results: Any) -> list[Tensor]:
@@ -202,38 +194,6 @@ def test_cells_of_every_step(kind: str) -> None:
         assert last[0, :, 5:].equal(c_n[3])
 
 
-# ---- cells -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "variant", [{}, {"cell_norm": "carry"}, {"cell_norm": "none"}, {"gate_norm": "none"}, {"bias": False}]
-)
-def test_lstm_cell_is_a_step_of_the_layer(variant: dict[str, Any]) -> None:
-    cell, layer = LayerNormLSTMCell(4, 5, **variant), LayerNormLSTM(4, 5, **variant)
-    layer.load_state_dict({name + "_l0": t for name, t in cell.state_dict().items()})
-    x, state = torch.randn(6, 3, 4), (torch.randn(3, 5), torch.randn(3, 5))
-    y, (h_n, c_n) = layer(x, tuple(s[None] for s in state))
-    for t in range(6):
-        state = cell(x[t], state)
-        torch.testing.assert_close(state[0], y[t])
-    torch.testing.assert_close(state[1], c_n[0])
-    one = cell(x[0, 0])
-    assert one[0].shape == one[1].shape == (5,)
-    torch.testing.assert_close(one[0], layer(x[:1])[0][0, 0])
-
-
-def test_gru_cell_is_a_step_of_the_layer() -> None:
-    cell, layer = LayerNormGRUCell(4, 5, norm_groups="joint"), LayerNormGRU(4, 5, norm_groups="joint")
-    layer.load_state_dict({name + "_l0": t for name, t in cell.state_dict().items()})
-    x, h = torch.randn(6, 3, 4), torch.randn(3, 5)
-    y, _ = layer(x, h[None])
-    for t in range(6):
-        h = cell(x[t], h)
-        torch.testing.assert_close(h, y[t])
-    assert cell(x[0, 0]).shape == (5,)
-    assert repr(cell) == "LayerNormGRUCell(4, 5, norm_groups=joint)"
-
-
 # ---- torch's errors ----------------------------------------------------------------------------
 
 X = torch.randn(6, 3, 4)
@@ -262,25 +222,6 @@ def test_misfits_are_refused_in_torch_s_words(ours: Any, theirs: Any, case: str)
     assert str(found.value) == str(expected.value)
 
 
-@pytest.mark.parametrize(
-    ("input", "hx"),
-    [
-        (torch.randn(1, 3, 4), None),
-        (torch.randn(3, 5), None),
-        (torch.randn(3, 4), torch.randn(2, 5)),
-        (torch.randn(3, 4), torch.randn(3, 6)),
-    ],
-)
-@pytest.mark.parametrize(("ours", "theirs"), [(LayerNormLSTMCell, nn.LSTMCell), (LayerNormGRUCell, nn.GRUCell)])
-def test_misfits_of_cells(ours: Any, theirs: Any, input: Tensor, hx: Tensor | None) -> None:
-    state = (hx, hx) if theirs is nn.LSTMCell and hx is not None else hx
-    with pytest.raises((RuntimeError, ValueError)) as expected:
-        theirs(4, 5)(input, state)
-    with pytest.raises(expected.type) as found:
-        ours(4, 5)(input, state)
-    assert str(found.value) == str(expected.value)
-
-
 def test_constructors_refuse() -> None:
     with pytest.raises(ValueError, match="cell_norm should be one of 'output', 'carry', 'none', got 'both'"):
         LayerNormLSTM(4, 5, cell_norm="both")
@@ -290,158 +231,3 @@ def test_constructors_refuse() -> None:
         LayerNormLSTM(4, 5, proj_size=5)
     with pytest.raises(TypeError, match="hidden_size should be of type int"):
         LayerNormGRU(4, 5.0)
-
-
-# ---- initial values, traced code, autocast --------------------------------------------------------
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_gradients_stay_flat_over_constant_rows(layer: Any) -> None:
-    """Left padding: steps whose input is zero.  With biases that start at zero each of them multiplies the
-    gradient by 1/sqrt(eps) and more, to overflow.
-    """
-    norms: dict[bool, list[float]] = {}
-    for zero in (False, True):
-        norms[zero] = []
-        for padding in (0, 2, 4):
-            torch.manual_seed(0)
-            rnn = layer(8, 32)
-            if zero:
-                for name, p in rnn.named_parameters():
-                    if "bias" in name:
-                        nn.init.zeros_(p)
-            x = torch.cat([torch.zeros(padding, 4, 8), torch.randn(10, 4, 8)])
-            rnn(x)[0][-1].sum().backward()
-            norms[zero].append(float(torch.stack([p.grad.norm() for p in rnn.parameters()]).norm()))
-    uniform, zeros = norms[False], norms[True]
-    assert max(uniform) <= 3 * min(uniform)
-    assert zeros[2] >= 1e3 * zeros[0]
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.parametrize("layer", LAYERS)
-def test_compiled_without_a_graph_break(layer: Any) -> None:
-    torch._dynamo.reset()
-    rnn, x = layer(4, 5, num_layers=2, bidirectional=True), torch.randn(6, 3, 4)
-    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
-    expected = rnn(x)[0]
-    found = compiled(x)[0]
-    assert found.equal(expected)
-    a, b = (torch.autograd.grad(y.square().sum(), list(rnn.parameters())) for y in (expected, found))
-    assert all(p.equal(q) for p, q in zip(a, b))
-
-
-def test_a_direction_is_one_op_of_the_graph() -> None:
-    graphs: list[torch.fx.GraphModule] = []
-
-    def keeping(graph: torch.fx.GraphModule, _: Any) -> Any:
-        graphs.append(graph)
-        return graph
-
-    torch._dynamo.reset()
-    torch.compile(LayerNormLSTM(4, 5), fullgraph=True, backend=keeping)(torch.randn(6, 3, 4))
-    (graph,) = graphs
-    ops = [str(n.target) for n in graph.graph.nodes if "tritonln" in str(n.target)]
-    assert len(ops) == 1, ops
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-def test_autocast(layer: Any) -> None:
-    rnn, x = layer(4, 5), torch.randn(6, 3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, _ = rnn(x)
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
-
-
-@pytest.mark.parametrize(("layer", "dtype"), list(itertools.product(LAYERS, [torch.float16, torch.bfloat16])))
-def test_16_bit_layers(layer: Any, dtype: torch.dtype) -> None:
-    rnn, x = layer(4, 5, dtype=dtype), torch.randn(6, 3, 4).to(dtype)
-    y, state = rnn(x)
-    assert all(t.dtype == dtype for t in tensors((y, state)))
-    torch.testing.assert_close(y.float(), rnn.float()(x.float())[0], rtol=0, atol=4 * torch.finfo(dtype).eps)
-
-
-# ---- other people's weights --------------------------------------------------------------------
-
-
-def scaled(*shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64) / 3
-
-
-def test_fastrnns() -> None:
-    """benchmarks/fastrnns of PyTorch: gates i, f, g, o; LN(c) in the place of c."""
-    H = 5
-    w = {"weight_ih": scaled(4 * H, 4), "weight_hh": scaled(4 * H, H)}
-    for norm, size in (("i", 4 * H), ("h", 4 * H), ("c", H)):
-        w |= {f"layernorm_{norm}.weight": 1 + scaled(size), f"layernorm_{norm}.bias": scaled(size)}
-
-    def norm(name: str, t: Tensor) -> Tensor:
-        return F.layer_norm(t, t.shape[-1:], w[f"layernorm_{name}.weight"], w[f"layernorm_{name}.bias"])
-
-    x, h, c = scaled(6, 3, 4), scaled(3, H) * 0, scaled(3, H) * 0
-    layer = tritonln.nn.load_fastrnns(w)
-    y, _ = layer(x)
-    for t in range(6):
-        i, f, g, o = (norm("i", x[t] @ w["weight_ih"].T) + norm("h", h @ w["weight_hh"].T)).chunk(4, 1)
-        c = norm("c", f.sigmoid() * c + i.sigmoid() * g.tanh())
-        h = o.sigmoid() * c.tanh()
-        torch.testing.assert_close(y[t], h)
-    stacked = {f"layers.0.directions.{d}.cell.{k}": t + d for d in (0, 1) for k, t in w.items()}
-    assert torch.equal(tritonln.nn.load_fastrnns(stacked).weight_hh_l0_reverse, w["weight_hh"] + 1)
-    assert tritonln.nn.load_fastrnns({f"layers.0.cell.{k}": t for k, t in w.items()})(x)[0].equal(y)
-    with pytest.raises(ValueError, match="got 'bias'"):
-        tritonln.nn.load_fastrnns({"bias": x})
-
-
-def test_haste_lstm() -> None:
-    """haste: transposed, gates i, g, f, o, one bias outside of the norms, c itself carried."""
-    H = 5
-    w = {"kernel": scaled(4, 4 * H), "recurrent_kernel": scaled(H, 4 * H), "bias": scaled(4 * H)}
-    w |= {"gamma": 1 + scaled(2, 4 * H), "gamma_h": 1 + scaled(H), "beta_h": scaled(H)}
-    x, h, c = scaled(6, 3, 4), scaled(3, H) * 0, scaled(3, H) * 0
-    y, _ = tritonln.nn.load_haste_lstm(w)(x)
-    for t in range(6):
-        v = F.layer_norm(x[t] @ w["kernel"], (4 * H,), w["gamma"][0]) + w["bias"]
-        v = v + F.layer_norm(h @ w["recurrent_kernel"], (4 * H,), w["gamma"][1])
-        i, g, f, o = v.chunk(4, 1)
-        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-        h = o.sigmoid() * F.layer_norm(c, (H,), w["gamma_h"], w["beta_h"]).tanh()
-        torch.testing.assert_close(y[t], h)
-
-
-def test_haste_gru() -> None:
-    """haste: transposed, gates z, r, n, all 3H normalized together."""
-    H = 5
-    w = {"kernel": scaled(4, 3 * H), "recurrent_kernel": scaled(H, 3 * H), "gamma": 1 + scaled(2, 3 * H)}
-    w |= {"bias": scaled(3 * H), "recurrent_bias": scaled(3 * H)}
-    x, h = scaled(6, 3, 4), scaled(3, H) * 0
-    y, _ = tritonln.nn.load_haste_gru(w)(x)
-    for t in range(6):
-        xz, xr, xg = (F.layer_norm(x[t] @ w["kernel"], (3 * H,), w["gamma"][0]) + w["bias"]).chunk(3, 1)
-        recurrent = F.layer_norm(h @ w["recurrent_kernel"], (3 * H,), w["gamma"][1]) + w["recurrent_bias"]
-        hz, hr, hg = recurrent.chunk(3, 1)
-        z, r = (xz + hz).sigmoid(), (xr + hr).sigmoid()
-        h = z * h + (1 - z) * (xg + r * hg).tanh()
-        torch.testing.assert_close(y[t], h)
-
-
-@pytest.mark.parametrize("use_bias", [True, False])
-def test_tf_addons(use_bias: bool) -> None:
-    """TensorFlow Addons: transposed, gates i, f, c, o, a bias beside the norms', LN(c) in the place of c."""
-    H = 5
-    kernel, recurrent, bias = scaled(4, 4 * H), scaled(H, 4 * H), scaled(4 * H)
-    norms = [1 + scaled(4 * H), scaled(4 * H), 1 + scaled(4 * H), scaled(4 * H), 1 + scaled(H), scaled(H)]
-    weights = [kernel, recurrent, *([bias] if use_bias else []), *norms]
-    x, h, c = scaled(6, 3, 4), scaled(3, H) * 0, scaled(3, H) * 0
-    y, _ = tritonln.nn.load_tf_addons([w.numpy() for w in weights])(x)
-    for t in range(6):
-        z = F.layer_norm(x[t] @ kernel, (4 * H,), *norms[:2], 1e-3)
-        z = z + F.layer_norm(h @ recurrent, (4 * H,), *norms[2:4], 1e-3) + bias * use_bias
-        i, f, g, o = z.chunk(4, 1)
-        c = F.layer_norm(f.sigmoid() * c + i.sigmoid() * g.tanh(), (H,), *norms[4:], 1e-3)
-        h = o.sigmoid() * c.tanh()
-        torch.testing.assert_close(y[t], h)
-    with pytest.raises(ValueError, match="expected 8 or 9 arrays, got 7"):
-        tritonln.nn.load_tf_addons(weights[-7:])

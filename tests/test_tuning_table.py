@@ -25,11 +25,8 @@ OTHER = sorted({*FORWARD.candidates(KEY, DEVICE)} - {FORWARD.choice(KEY, DEVICE)
 
 
 @pytest.fixture
-def path(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+def path(new_process: None) -> pathlib.Path:
     """Of the forward kernel's table in a user's cache of its own."""
-    monkeypatch.setenv("TRITONLN_CACHE_DIR", str(tmp_path))
-    table.warn_once.cache_clear()
-    look_again()
     folder = user_folder()
     assert folder is not None
     return path_of(folder, FORWARD, DEVICE)
