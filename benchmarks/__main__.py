@@ -17,7 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 
-from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases
+from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases, chosen
 from benchmarks.providers import PROVIDERS
 from benchmarks.results_file import RESULTS, Record, Results, continues, environment
 from tritonln.device import TARGETS
@@ -27,11 +27,10 @@ def names(known: Sequence[str]) -> Callable[[str], list[str]]:
     """An argparse type: a comma-separated list of these."""
 
     def parse(text: str) -> list[str]:
-        wanted = text.split(",")
-        for name in wanted:
-            if name not in known:
-                raise argparse.ArgumentTypeError(f"unknown {name!r}: expected some of {', '.join(known)}")
-        return wanted
+        try:
+            return chosen(text, known)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
     return parse
 

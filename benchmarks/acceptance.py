@@ -79,18 +79,18 @@ def environment() -> None:
     print(json.dumps(found(device, kind, devices=torch.accelerator.device_count()), indent=1))
 
 
-def perform(todo: Sequence[Step], out: pathlib.Path, minutes: float) -> list[dict[str, object]]:
+def perform(agenda: Sequence[Step], out: pathlib.Path, minutes: float) -> list[dict[str, object]]:
     """Runs the steps within the minutes; writes each one's output and, after each, acceptance.json."""
     end = time.monotonic() + 60 * minutes
     done: list[dict[str, object]] = []
-    for i, step in enumerate(todo):
-        later = sum(s.seconds for s in todo[i + 1 :])
+    for i, step in enumerate(agenda):
+        later = sum(s.seconds for s in agenda[i + 1 :])
         left = end - time.monotonic()
         allowed = max(step.seconds, left - later) if left > 0 else 0.0
         allowed = min(allowed, max(0.0, left))
         start = time.monotonic()
         (log := out / f"{i + 1}-{step.name.replace(' ', '-')}.log").unlink(missing_ok=True)
-        print(f"[{i + 1}/{len(todo)}] {step.name} ({allowed:.0f} s at most)", flush=True)
+        print(f"[{i + 1}/{len(agenda)}] {step.name} ({allowed:.0f} s at most)", flush=True)
         status = "no time left"
         for _ in range(step.tries):
             if (rest := allowed - (time.monotonic() - start)) > 0 and status != "ok":

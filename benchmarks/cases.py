@@ -117,3 +117,12 @@ def cases(
                     case = Case(shape, dtype, direction)
                     found.setdefault(case.id, case)
     return list(found.values())
+
+
+def chosen(names: str, known: Sequence[str]) -> list[str]:
+    """A comma-separated list of known names.  Raises ValueError for another."""
+    found = names.split(",")
+    for name in found:
+        if name not in known:
+            raise ValueError(f"unknown {name!r}: expected some of {', '.join(known)}")
+    return found

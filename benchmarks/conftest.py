@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases
+from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases, chosen
 from benchmarks.providers import PROVIDERS
-from benchmarks.sweep import Bench, chosen, open_bench
+from benchmarks.sweep import Bench, open_bench
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -17,9 +17,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     def option(name: str, known: tuple[str, ...]) -> list[str]:
         text = metafunc.config.getoption(f"--benchmark-{name}") or ",".join(known)
         try:
-            return chosen(text, known, f"--benchmark-{name}")
+            return chosen(text, known)
         except ValueError as error:
-            raise pytest.UsageError(str(error)) from error
+            raise pytest.UsageError(f"--benchmark-{name}: {error}") from error
 
     swept = cases(option("cases", GROUPS), option("dtypes", SWEPT_DTYPES), option("passes", PASSES))
     providers = [PROVIDERS[name] for name in option("providers", tuple(PROVIDERS))]

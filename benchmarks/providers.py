@@ -6,6 +6,7 @@ own row only.
 
 from __future__ import annotations
 
+import abc
 import importlib.util
 import warnings
 from collections.abc import Callable
@@ -30,11 +31,10 @@ def register(provider: type[Provider]) -> type[Provider]:
     return provider
 
 
-class Provider:
+class Provider(abc.ABC):
     name: str
     package = "torch"  # the module that must be importable
     install = ""  # the command that brings it
-    operators: tuple[str, ...] = ("layer_norm", "rms_norm")
     eps: Any = EPS
     compiles = False  # whether its kernels are Triton's and can be compiled without a GPU
 
@@ -48,15 +48,14 @@ class Provider:
 
     def unsupported(self, case: Case) -> str | None:
         """Why it has no result for this case; None where it has one."""
-        if case.shape.operator not in self.operators:
-            return f"has no {case.shape.operator}"
         return None
 
     def parameter_dtype(self, case: Case) -> torch.dtype:
         return case.torch_dtype
 
+    @abc.abstractmethod
     def norm(self, operator: str) -> Norm:
-        raise NotImplementedError
+        """Its function of that name."""
 
     def configuration(self, case: Case) -> dict[str, Any] | None:
         """What its kernels are launched with, where it can be asked."""
@@ -263,6 +262,9 @@ class TransformerEngine(Provider):
 
 @register
 class Copy(Provider):
-    """A device copy that moves the case's least bytes, half of them read: the limit of the memory.  Not a norm."""
+    """A device copy that moves the case's least bytes, half of them read: the limit of the memory."""
 
     name = "copy"
+
+    def norm(self, operator: str) -> Norm:
+        raise TypeError("copy is no norm: what is timed of it is benchmarks.problem.copy_call")

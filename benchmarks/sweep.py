@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
@@ -151,12 +150,3 @@ def sweep(
         results.append({"record": "begun", "id": cell["id"]})
         results.append(cell | measure(case, provider, bench))
     return True
-
-
-def chosen(names: str, known: Sequence[str], what: str) -> list[Any]:
-    """A comma-separated list.  Raises ValueError for a name that is not known."""
-    found = names.split(",")
-    for name in found:
-        if name not in known:
-            raise ValueError(f"unknown {what} {name!r}: expected some of {', '.join(known)}")
-    return found

@@ -132,7 +132,7 @@ def test_an_offline_cell() -> None:
 def test_acceptance_goes_on_behind_what_fails_and_keeps_its_time(tmp_path: pathlib.Path) -> None:
     flag = f"p = pathlib.Path({str(tmp_path / 'flag')!r})"
     once = f"import pathlib, sys; {flag}; seen = p.exists(); p.touch(); sys.exit(not seen)"
-    todo = [
+    agenda = [
         Step("passes", 1, ("-c", "print('seen')")),
         Step("fails", 1, ("-c", "raise SystemExit(3)")),
         Step("crashes once", 1, ("-c", once), tries=2),
@@ -140,7 +140,7 @@ def test_acceptance_goes_on_behind_what_fails_and_keeps_its_time(tmp_path: pathl
         Step("late", 1, ("-c", "print()")),
     ]
     start = time.monotonic()
-    done = perform(todo, tmp_path, minutes=8 / 60)
+    done = perform(agenda, tmp_path, minutes=8 / 60)
     assert time.monotonic() - start < 20
     assert [d["status"] for d in done][:4] == ["ok", "failed with 3", "ok", "out of time"]
     assert (tmp_path / "1-passes.log").read_text() == "seen\n"
@@ -148,12 +148,12 @@ def test_acceptance_goes_on_behind_what_fails_and_keeps_its_time(tmp_path: pathl
 
 
 def test_acceptance_does_what_was_promised_in_order(tmp_path: pathlib.Path) -> None:
-    todo = steps(tmp_path, rehearse=False)
-    assert [s.name for s in todo] == [
+    agenda = steps(tmp_path, rehearse=False)
+    assert [s.name for s in agenda] == [
         *("environment", "tests of the device", "tests on the device", "copy bandwidth", "tuning", "sweep", "report")
     ]
-    assert sum(s.seconds for s in todo) <= 8.5 * 60
-    for step in todo:  # every option is one that the command knows
+    assert sum(s.seconds for s in agenda) <= 8.5 * 60
+    for step in agenda:  # every option is one that the command knows
         if step.command[:2] == ("-m", "benchmarks"):
             from benchmarks.__main__ import parser
 

@@ -14,6 +14,8 @@ import torch
 
 from tritonln.device import TARGETS
 from tritonln.dtypes import DTYPES
+from tritonln.tuning.lookup import Policy
+from tritonln.tuning.search import LIMIT
 
 
 def sizes(text: str) -> list[int]:
@@ -40,10 +42,10 @@ def parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("tune", help="search configurations on the GPU that is here, or by a model for another")
     tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
     tune.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
-    tune.add_argument("--rows", type=int, default=8192, help="of the problems that are timed (default: %(default)s)")
+    tune.add_argument("--rows", type=int, default=Policy.rows, help="of what is timed (default: %(default)s)")
     tune.add_argument("--kernels", type=words, help="only these, comma separated, such as layer_norm_fwd")
     tune.add_argument("--key", action="append", default=[], help="such as 'layer_norm_fwd N=1000 x=bf16 y=bf16'")
-    tune.add_argument("--candidates", type=int, default=8, help="tried for a key, at most (default: %(default)s)")
+    tune.add_argument("--candidates", type=int, default=LIMIT, help="tried for a key, at most (default: %(default)s)")
     tune.add_argument("--offline", action="store_true", help="rank by the model; nothing runs")
     tune.add_argument("--target", choices=TARGETS, help="with --offline, the GPU")
     tune.add_argument("--folder", type=pathlib.Path, help="where the tables go (default: this user's cache)")

@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import functools
 import math
-import statistics
 from collections.abc import Callable, Sequence
 
 import torch
@@ -22,7 +21,6 @@ from tritonln.tuning.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.tuning.tunable import Key, Tunable
 
 LIMIT = 8  # candidates
-REPLAYS = 20
 RUNNERS_UP = 2
 MODEL_ERROR = 0.02  # by less than this the model does not overrule the analytic choice
 
@@ -114,30 +112,18 @@ def measured(
 
 
 def device_seconds(config: Config, launches: Sequence[Callable[[], object]]) -> float:
-    """Median over replays of a CUDA graph of all the launches, whose tensors together do not fit the cache."""
+    """One launch's share of a CUDA graph of all of them, whose tensors together do not fit the cache; the median."""
+    from triton.testing import do_bench, do_bench_cudagraph
 
     def everything() -> None:
         for launch in launches:
             launch()
 
-    everything()
-    torch.cuda.synchronize()
     try:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            everything()
-        replay: Callable[[], object] = graph.replay
+        milliseconds = do_bench_cudagraph(everything, return_mode="median")
     except RuntimeError:  # no graphs on this device
-        replay = everything
-    times = []
-    for _ in range(REPLAYS):
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1e3 / len(launches))
-    return statistics.median(times)
+        milliseconds = do_bench(everything, return_mode="median")
+    return milliseconds / 1e3 / len(launches)
 
 
 def entry_of(trials: Sequence[Trial], provenance: str, rows: int) -> Entry:
