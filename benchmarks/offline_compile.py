@@ -90,6 +90,7 @@ class Listener:
             target=self.device.target,
             hidden=self.case["N"],
             constants={"BLOCK_M": rows, "BLOCK_N": self.case["N"]},
+            tile=(rows, self.case["N"]),
             num_warps=warps,
             num_ctas=1,
             programs=programs,

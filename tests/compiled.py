@@ -32,23 +32,25 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
     """One step forward and one backward with everything that can be there: lengths, gains, gradients of all results."""
     from tritonln.device import TARGETS
     from tritonln.ops import layer_norm_gru_triton, layer_norm_lstm_triton
+    from tritonln.ops.recurrent import GRUSteps, LSTMSteps
 
     T, B, device, f32 = 1, 32, TARGETS[target], torch.float32
     h0, lengths = empty(B, H, dtype=dtype), empty(B, dtype=torch.int64)
     if kind == "lstm":
         x = empty(T, B, 4 * H, dtype=dtype)
         norms = (empty(4 * H, dtype=f32), empty(H, dtype=f32), empty(H, dtype=f32))
-        common = (empty(4 * H, H, dtype=dtype), *norms, None, lengths, False, False, 1e-5)
-        h, c, p, stats, _ = layer_norm_lstm_triton.forward(x, h0, h0, *common, True, False, device)
+        steps = LSTMSteps(empty(4 * H, H, dtype=dtype), *norms, None, lengths, False, False, 1e-5)
+        h, c, p, stats, _ = layer_norm_lstm_triton.forward(x, h0, h0, steps, True, False, device)
         assert p is not None
         dy, dcells = torch.empty_like(h), torch.empty_like(c)
-        layer_norm_lstm_triton.backward(dy, dcells, x, p, stats, h, c, *common, False, device)
+        layer_norm_lstm_triton.backward(dy, dcells, x, p, stats, h, c, steps, False, device)
     else:
         x_rz, x_n = empty(T, B, 2 * H, dtype=dtype), empty(T, B, H, dtype=dtype)
-        common = (empty(3 * H, H, dtype=dtype), empty(3 * H, dtype=f32), empty(3 * H, dtype=f32), lengths, False, False)
-        h, state, p, *stats = layer_norm_gru_triton.forward(x_rz, x_n, h0, *common, 1e-5, True, False, device)
+        norms = (empty(3 * H, dtype=f32), empty(3 * H, dtype=f32))
+        gru = GRUSteps(empty(3 * H, H, dtype=dtype), *norms, lengths, False, False, 1e-5)
+        h, state, p, *stats = layer_norm_gru_triton.forward(x_rz, x_n, h0, gru, True, False, device)
         known = (x_rz, x_n, p, *stats, h if state is None else state)
-        layer_norm_gru_triton.backward(torch.empty_like(h), *known, *common, False, device)
+        layer_norm_gru_triton.backward(torch.empty_like(h), *known, gru, False, device)
 
 
 def main(kind: str, target: str, sizes: str) -> None:

@@ -9,9 +9,12 @@ import torch
 
 import tritonln
 from tests.problems import BF16, F16, F32, F64, expect, problem
+from tests.recurrent import expect as expect_recurrent
+from tests.recurrent import gru_problem, lstm_problem
 from tests.tuning import ROWS, clock, key_of, other_than_choice
 from tritonln import tuning
 from tritonln.device import TARGETS, Device
+from tritonln.kernels import row
 from tritonln.ops.layer_norm_triton import FORWARD, TUNABLES
 from tritonln.tuning import lookup
 from tritonln.tuning.ahead import registered
@@ -25,11 +28,16 @@ pytestmark = pytest.mark.usefixtures("new_process")
 
 
 def test_every_kernel_is_registered() -> None:
-    assert list(registered()) == ["layer_norm_fwd", "layer_norm_bwd", "column_sum"]
+    """Those that are launched, by their decorator, against those that a registered tunable launches."""
+    folder = pathlib.Path(row.__file__).parent
+    launched = re.compile(r"^@triton\.jit\(do_not_specialize=.*\)\ndef (\w+)", re.MULTILINE)
+    names = {name for file in folder.glob("*.py") for name in launched.findall(file.read_text())}
+    assert len(names) == 9
+    assert names == {kernel.fn.__name__ for tunable in registered().values() for kernel in tunable.kernels()}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
-@pytest.mark.parametrize("tunable", TUNABLES, ids=lambda t: t.name)
+@pytest.mark.parametrize("tunable", registered().values(), ids=lambda t: t.name)
 def test_the_choice_is_a_candidate(tunable: Tunable, target: str) -> None:
     for N in (1, 7, 64, 100, 768, 1000, 1024, 5120, 8192, 16384, 65536, 262_144):
         for dtype in (BF16, F16, F32, F64):
@@ -83,6 +91,23 @@ def test_a_looked_up_configuration_is_launched(gpu: Device, device: torch.device
     x, w, b, dy = problem(40, 100, F32, device)
     expect(x, (100,), w, b, dy)
     assert set(lookup.fixed().values()) == set(chosen.values())
+
+
+@pytest.mark.parametrize("name", ["layer_norm_lstm", "layer_norm_gru"])
+def test_step_kernels_take_what_is_looked_up(name: str, gpu: Device, device: torch.device) -> None:
+    """More programs than chosen, and with them more rows of the LSTM's partial sums."""
+    folder = user_folder()
+    assert folder is not None
+    for tunable in registered().values():
+        if "step" in tunable.name:
+            for usual in tunable.keys(48, F32):
+                key = tunable.key(48, **usual.operands, dcells=F32)  # where the kernel has one
+                one_row = next(c for c in tunable.candidates(key, gpu) if c.block_m == 1)
+                save(path_of(folder, tunable, gpu), tunable, gpu, {str(key): Entry(one_row, "measured")})
+    make = lstm_problem if name == "layer_norm_lstm" else gru_problem
+    expect_recurrent(name, make(2, 5, 3, 48, F32, device))
+    steps = [config for key, config in lookup.fixed().items() if "step" in key]
+    assert [c.block_m for c in steps] == [1, 1]
 
 
 def test_no_row_count_asks_again(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

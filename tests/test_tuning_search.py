@@ -19,9 +19,10 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.layer_norm_triton import BACKWARD, FORWARD, SUMS
 from tritonln.tuning import lookup, search
+from tritonln.tuning.ahead import registered
 from tritonln.tuning.config import Config
 from tritonln.tuning.lookup import known
-from tritonln.tuning.tunable import Key
+from tritonln.tuning.tunable import Key, Tunable
 
 pytestmark = pytest.mark.usefixtures("new_process")
 
@@ -37,6 +38,34 @@ def test_the_fastest_verified_candidate_wins(gpu: Device, device: torch.device) 
     entry = search.entry_of(trials, "measured", ROWS)
     assert entry.config == trials[0].config
     assert len(entry.runners_up) == 2
+
+
+@pytest.mark.parametrize("tunable", registered().values(), ids=lambda t: t.name)
+def test_candidates_of_every_kernel_agree(tunable: Tunable, gpu: Device, device: torch.device) -> None:
+    trials = search.measured(tunable, key_of(tunable, 48), gpu, ROWS, 3, clock, device)
+    assert [t.error for t in trials] == [None] * 3
+
+
+def test_what_a_kernel_updates_is_verified(gpu: Device, device: torch.device) -> None:
+    """A step that leaves the new state unwritten: the old one stands in its place."""
+    tunable = registered()["lstm_step_fwd"]
+    key = key_of(tunable, 48)
+    bad = other_than_choice(tunable, key, gpu)[0]
+
+    class Idle(Launch):
+        def __call__(self, *arguments: Any) -> None:
+            pass
+
+    def plan(key: Key, config: Config, device: Device) -> Plan:
+        right = tunable.plan(key, config, device)
+        idle = Idle(right.launch.kernel, right.launch.constants, device, config.num_warps)
+        return right if config != bad else right._replace(launch=idle)
+
+    key = tunable.key(48, **{k: v for k, v in key.operands.items() if k != "stats"})
+    trials = search.measured(dataclasses.replace(tunable, plan=plan), key, gpu, ROWS, 3, clock, device)
+    (rejected,) = [t for t in trials if t.error]
+    assert rejected.config == bad
+    assert "is off by" in str(rejected.error)
 
 
 @pytest.mark.parametrize("wrong", ["columns", "a row", "nothing written"])

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
     tune.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
     tune.add_argument("--rows", type=int, default=Policy.rows, help="of what is timed (default: %(default)s)")
-    tune.add_argument("--kernels", type=words, help="only these, comma separated, such as layer_norm_fwd")
+    tune.add_argument("--kernels", type=words, help="comma separated, such as lstm_step_fwd (default: layer_norm's)")
     tune.add_argument("--key", action="append", default=[], help="such as 'layer_norm_fwd N=1000 x=bf16 y=bf16'")
     tune.add_argument("--candidates", type=int, default=LIMIT, help="tried for a key, at most (default: %(default)s)")
     tune.add_argument("--offline", action="store_true", help="rank by the model; nothing runs")

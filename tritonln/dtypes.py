@@ -3,4 +3,5 @@
 import torch
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "fp64": torch.float64}
-NAMES = {dtype: name for name, dtype in DTYPES.items()} | {torch.int64: "i64"}
+BY_NAME = {**DTYPES, "i64": torch.int64}  # of operands too
+NAMES = {dtype: name for name, dtype in BY_NAME.items()}

@@ -30,6 +30,7 @@ class Report:
     target: str
     hidden: int
     constants: dict[str, int]
+    tile: tuple[int, int]  # rows and columns of a program
     num_warps: int  # of each thread block
     num_ctas: int  # thread blocks that share a program: a cluster
     programs: int  # of the launch on `rows` rows
@@ -106,28 +107,30 @@ def compile_launch(call: Recorded, device: Device) -> Any:
     )
 
 
-def report(call: Recorded, device: Device, hidden: int) -> Report:
+def report(call: Recorded, device: Device, hidden: int, rows: int | None = None) -> Report:
+    """Compiles a launch and reads it.  `rows` are those of its first matrix if nothing is said."""
+    rows = call_rows(call) if rows is None else rows
     compiled = compile_launch(call, device)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
-    constants = dict(zip(names, call.launch.constants, strict=True))
+    constants: dict[str, int] = dict(zip(names, call.launch.constants, strict=True))
     read = read_cubin if device.backend == "cuda" else read_amdgcn
     code = read(compiled, device)
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
     resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
-    # Of one thread block.
-    rows = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
-    columns = min(constants.get("PIECES", 1) * constants["BLOCK_N"], hidden) / ctas
+    height = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
+    width = min(constants.get("PIECES", 1) * constants.get("BLOCK_N", constants.get("BLOCK_H", 1)), hidden)
+    values = height * width / ctas  # of one thread block
     tensors = [a for a in call.args if isinstance(a, torch.Tensor)]
     # What is read row by row: x, dy and x, or one set of partial sums at a time; not weight.
-    streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a.dim() > 1]
+    streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a is not None and a.dim() > 1]
     streamed = sum(s.element_size() for s in streams)
-    tile = rows * columns * streamed
     prefetched = max(1, constants.get("STAGES", 1) - 1) if code.async_copies else 1
     return Report(
         kernel=call.launch.kernel.__name__,
         target=device.target,
         hidden=hidden,
         constants=constants,
+        tile=(height, width),
         num_warps=warps,
         num_ctas=ctas,
         programs=call.programs,
@@ -141,12 +144,10 @@ def report(call: Recorded, device: Device, hidden: int) -> Report:
         barriers=code.barriers,
         async_copies=code.async_copies,
         cluster=code.cluster,
-        bytes_per_element=round(sum(t.numel() * t.element_size() for t in tensors) / (call_rows(call) * hidden), 3),
+        bytes_per_element=round(sum(t.numel() * t.element_size() for t in tensors) / (rows * hidden), 3),
         streamed=streamed,
-        instructions_per_element=code.instructions * warps * device.warp_size / (rows * columns)
-        if code.instructions
-        else None,
-        in_flight=round(resident * prefetched * tile),
+        instructions_per_element=code.instructions * warps * device.warp_size / values if code.instructions else None,
+        in_flight=round(resident * prefetched * values * streamed),
         needed=round(device.bandwidth * LATENCY / device.multiprocessors),
     )
 

@@ -106,7 +106,7 @@ def layer_norm_gru(
     elif save:
         h = _LayerNormGRU.apply(*arguments)
     else:
-        h, *_ = forward(*arguments, False)
+        h, *_ = forward(*_grouped(arguments), False)
     T = len(x)
     return (h[:T], h[0]) if reverse else (h[1:], h[T])
 
@@ -117,7 +117,7 @@ def layer_norm_gru(
 class _LayerNormGRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor | None:
-        h, *saved = forward(*(*arguments, True))
+        h, *saved = forward(*_grouped(arguments), True)
         _save(ctx, arguments, (h, *saved))
         return h
 
@@ -129,10 +129,15 @@ class _LayerNormGRU(torch.autograd.Function):
         return *once_differentiable("layer_norm_gru", found), None, None, None, None, None
 
 
+def _grouped(arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...], Any, Any]:
+    """(x, h0, parameters, lengths, constants) from the arguments of the op."""
+    x, h0 = arguments[:2]
+    return x, h0, arguments[2:8], arguments[8], arguments[9:13]
+
+
 def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor | None, ...]) -> None:
-    x, _, *parameters = arguments[:8]
-    ctx.save_for_backward(x, *parameters, arguments[8], *results)
-    ctx.constants = arguments[9:13]
+    x, _, parameters, lengths, ctx.constants = _grouped(arguments)
+    ctx.save_for_backward(x, *parameters, lengths, *results)
     ctx.set_materialize_grads(False)
 
 
@@ -162,7 +167,7 @@ def layer_norm_gru_op(
     save: bool,
 ) -> list[Tensor]:
     parameters = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
-    h, *saved = forward(x, h0, *parameters, lengths, reverse, joint, eps, cuda_graph, save)
+    h, *saved = forward(x, h0, parameters, lengths, (reverse, joint, eps, cuda_graph), save)
     return list(filled(x, h, *(saved if save else [None] * 9)))
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.recurrent import order, running, states
+from tritonln.ops.recurrent import GRUSteps, order, running, states
 
 norm_backward = torch.ops.aten.native_layer_norm_backward
 
@@ -19,16 +19,11 @@ def forward(
     x_rz: Tensor,
     x_n: Tensor,
     h0: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    ln_hh_weight: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    joint: bool,
-    eps: float,
+    s: GRUSteps,
     save: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """As layer_norm_gru_triton.forward."""
+    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
     (T, B, _), H, dtype = x_rz.shape, h0.shape[-1], arithmetic(x_rz.dtype)
     state = states(T, h0, dtype, reverse)
     h = state if x_rz.dtype == dtype else states(T, h0, x_rz.dtype, reverse)
@@ -74,20 +69,16 @@ def backward(
     stats_rz: Tensor,
     stats_n: Tensor | None,
     state: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    ln_hh_weight: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    joint: bool,
+    s: GRUSteps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As layer_norm_gru_triton.backward."""
+    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, _ = s
     (T, B, _), H, dtype = x_rz.shape, state.shape[-1], arithmetic(x_rz.dtype)
     before = slice(1, None) if reverse else slice(None, -1)
     widths = (3 * H,) if joint else (2 * H, H)
     rows = [part.contiguous() for part in p.to(dtype).split(widths, -1)]
     # ATen reads statistics by their addresses.
-    stats = [[s.contiguous() for s in pair.split(1, -1)] for pair in (stats_rz, stats_n) if pair is not None]
+    stats = [[part.contiguous() for part in pair.split(1, -1)] for pair in (stats_rz, stats_n) if pair is not None]
     w_hh = ln_hh_weight.to(dtype).split(widths)
     hats = [(row - mean) * rstd * w for row, (mean, rstd), w in zip(rows, stats, w_hh)]
     r, z, m = torch.cat(hats, -1).split(H, -1)

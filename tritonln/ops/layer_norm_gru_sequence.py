@@ -10,23 +10,15 @@ from torch import Tensor
 
 from tritonln.ops import layer_norm_gru_aten, layer_norm_gru_triton
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.recurrent import device_of, norm_backward, norm_forward, product, without_autocast
+from tritonln.ops.recurrent import GRUSteps, device_of, norm_backward, norm_forward, product, without_autocast
 
 
 def forward(
     x: Tensor,
     h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    ln_ih_weight: Tensor,
-    ln_hh_weight: Tensor,
+    parameters: tuple[Any, ...],
     lengths: Tensor | None,
-    reverse: bool,
-    joint: bool,
-    eps: float,
-    cuda_graph: bool,
+    constants: tuple[bool, bool, float, bool],
     save: bool,
 ) -> tuple[Tensor | None, ...]:
     """(h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n).
@@ -35,6 +27,8 @@ def forward(
     wx = W_ih x, and x_rz and x_n = LN of its groups with the biases.  Where both are one group x_rz holds
     its rows and x_n is None.
     """
+    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight = parameters
+    reverse, joint, eps, cuda_graph = constants
     device, H = device_of(x), h0.shape[-1]
     with without_autocast(x):
         wx, bias = F.linear(x, weight_ih), input_bias(bias_ih, bias_hh)
@@ -46,11 +40,12 @@ def forward(
             x_rz, stats_x_rz = norm_forward(wx_rz, w_rz, b_rz, eps, save, device)
             x_n, stats_x_n = norm_forward(wx_n, w_n, b_n, eps, save, device)
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
-        steps = (x_rz, candidate, h0, weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps, save)
+        s = GRUSteps(weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps)
         if device is None:
-            h, state, p, stats_rz, stats_n = layer_norm_gru_aten.forward(*steps)
+            found = layer_norm_gru_aten.forward(x_rz, candidate, h0, s, save)
         else:
-            h, state, p, stats_rz, stats_n = layer_norm_gru_triton.forward(*steps, cuda_graph, device)
+            found = layer_norm_gru_triton.forward(x_rz, candidate, h0, s, save, cuda_graph, device)
+    h, state, p, stats_rz, stats_n = found
     return h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n
 
 
@@ -82,16 +77,16 @@ def backward(
     """The gradients of x, h0 and the parameters, in their order and dtypes, each None unless needed."""
     weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight = parameters
     h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n = saved
-    reverse, joint, _, cuda_graph = constants
+    reverse, joint, eps, cuda_graph = constants
     device, H = device_of(x), h.shape[-1]
     with without_autocast(x):
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
         known = (x_rz, candidate, p, stats_rz, stats_n, h if state is None else state)
-        norms = (weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint)
+        s = GRUSteps(weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps)
         if device is None:
-            dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(dh, *known, *norms)
+            dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(dh, *known, s)
         else:
-            dgates, dm, dp, dh0 = layer_norm_gru_triton.backward(dh, *known, *norms, cuda_graph, device)
+            dgates, dm, dp, dh0 = layer_norm_gru_triton.backward(dh, *known, s, cuda_graph, device)
         need_x, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh = needs
         wanted = (need_x or need_ih, need_ln_ih, need_bias_ih or need_bias_hh)
         bias = input_bias(bias_ih, bias_hh)

@@ -5,7 +5,8 @@ The loops allocate nothing, so that they can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,35 +15,116 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops import step_graphs
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
-from tritonln.ops.recurrent import order, states
+from tritonln.ops.recurrent import GRUSteps, order, states
 from tritonln.tuning import recurrent
+from tritonln.tuning.config import Config
+from tritonln.tuning.lookup import config_for, current_policy, planned
+from tritonln.tuning.tunable import Key, Tunable
+
+# ---- from configurations to launches -------------------------------------------------------------
 
 
-@functools.cache
-def step_plan(backward: bool, H: int, joint: bool, kind: tuple[object, ...], device: Device) -> Plan:
-    """`kind`: the dtypes of the tensors that the kernel gets, None where there is none."""
+def _kernels() -> tuple[Any, Any]:
     from tritonln.kernels.layer_norm_gru import gru_step_bwd, gru_step_fwd
 
-    c = recurrent.step(H, 8 if torch.float64 in kind else 4, device)
-    kernel = gru_step_bwd if backward else gru_step_fwd
+    return gru_step_fwd, gru_step_bwd
+
+
+def _plan(kernel: Any, H: int, joint: bool, c: Config, device: Device) -> Plan:
     widths = (3 * H, 3 * H) if joint else (2 * H, H)  # of the rows of x_rz and x_n
     return Plan(Launch(kernel, (H, *widths, joint, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
 
 
+def _forward_dtypes(x: torch.dtype, s: GRUSteps, save: bool) -> tuple[torch.dtype | None, ...]:
+    """Of the operands of a forward step."""
+    wide = arithmetic(x)
+    stats = wide if save else None
+    known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide)
+    return *known, None if x == wide else x, stats, None if s.joint else stats
+
+
+def _backward_dtypes(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps) -> tuple[torch.dtype | None, ...]:
+    """Of the operands of a backward step."""
+    wide = arithmetic(x)
+    known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
+    return *known, None if s.joint else wide, wide, x, x, x
+
+
+def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
+    wide = arithmetic(x)
+    for gain in dict.fromkeys((x, wide)):
+        for stats in (wide, None):
+            known = {"x_rz": x, "x_n": x, "p": x, "w_hh": gain, "b_hh": gain, "state": wide}
+            yield FORWARD.key(H, **known, h=None if x == wide else x, stats_rz=stats, stats_n=stats)
+
+
+# A step at t = 0, with the paper's two groups.  One group is the same work but for a reduction.
+FORWARD = Tunable(
+    name="gru_step_fwd",
+    operands={
+        **{"x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N", "lengths": "M"},
+        **{"state": "2 M N", "h": "2 M N", "stats_rz": "1 M 2", "stats_n": "1 M 2"},
+    },
+    results=("stats_rz", "stats_n"),
+    updated=("state", "h"),
+    kernels=lambda: _kernels()[:1],
+    plan=lambda key, c, device: _plan(_kernels()[0], key.N, False, c, device),
+    choice=lambda key, device: recurrent.step(key.N, key.operands["state"] == torch.float64, device),
+    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["state"] == torch.float64, device),
+    safe=lambda key: recurrent.step_safe(key.N),
+    keys=_forward_keys,
+    scalars=lambda M: (0, 0, 1, M, 1e-5),
+    most_rows=lambda device: recurrent.BATCH,
+)
+
+
+def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
+    wide = arithmetic(x)
+    for gain in dict.fromkeys((x, wide)):
+        known = {"dy": x, "dh": x, "x_rz": x, "x_n": x, "p": x, "w_hh": gain, "b_hh": gain, "state": wide}
+        yield BACKWARD.key(H, **known, stats_rz=wide, stats_n=wide, kept=wide, dgates=x, dm=x, dp=x)
+
+
+BACKWARD = Tunable(
+    name="gru_step_bwd",
+    operands={
+        **{"dy": "2 M N", "dh": "M N", "x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N"},
+        **{"lengths": "M", "state": "2 M N", "stats_rz": "1 M 2", "stats_n": "1 M 2", "kept": "M N"},
+        **{"dgates": "1 M 3N", "dm": "1 M N", "dp": "1 M 3N"},
+    },
+    results=("dgates", "dm", "dp"),
+    updated=("kept",),
+    kernels=lambda: _kernels()[1:],
+    plan=lambda key, c, device: _plan(_kernels()[1], key.N, False, c, device),
+    choice=lambda key, device: recurrent.step(key.N, key.operands["state"] == torch.float64, device),
+    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["state"] == torch.float64, device),
+    safe=lambda key: recurrent.step_safe(key.N),
+    keys=_backward_keys,
+    scalars=lambda M: (0, 0, 1, M),
+    most_rows=lambda device: recurrent.BATCH,
+)
+
+TUNABLES = (FORWARD, BACKWARD)
+
+
+@planned
+def forward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+    """For operands of these dtypes, in the kernel's order; None where there is none."""
+    key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
+    return _plan(_kernels()[0], H, joint, config_for(FORWARD, key, device), device)
+
+
+@planned
+def backward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+    key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
+    return _plan(_kernels()[1], H, joint, config_for(BACKWARD, key, device), device)
+
+
+# ---- from tensors to launches ------------------------------------------------------------------------
+
+
 def forward(
-    x_rz: Tensor,
-    x_n: Tensor,
-    h0: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    ln_hh_weight: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    joint: bool,
-    eps: float,
-    save: bool,
-    cuda_graph: bool,
-    device: Device,
+    x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, cuda_graph: bool, device: Device
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """(h, state, p, stats_rz, stats_n) of all steps.
 
@@ -50,6 +132,10 @@ def forward(
     p = W_hh h and the statistics of its groups, None unless saved.
     """
     (T, B, _), H, dtype = x_rz.shape, h0.shape[-1], arithmetic(x_rz.dtype)
+    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
+    plan = forward_plan(H, joint, _forward_dtypes(x_rz.dtype, s, save), device)
+    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
+        backward_plan(H, joint, _backward_dtypes(x_rz.dtype, x_rz.dtype, s), device)
     h = states(T, h0, x_rz.dtype, reverse)
     state = None if x_rz.dtype == dtype else states(T, h0, dtype, reverse)
     p = x_rz.new_empty((T if save else 1, B, 3 * H))
@@ -59,7 +145,7 @@ def forward(
         *(x_rz, None if joint else x_n, h, state, p, stats_rz, stats_n),
         *(weight_hh, contiguous(ln_hh_weight), contiguous(bias_hh), lengths),
     )
-    step_graphs.run(_forward, tensors, range(2, 7), (reverse, joint, eps, device), cuda_graph)
+    step_graphs.run(_forward, tensors, range(2, 7), (reverse, eps, plan), cuda_graph)
     return (h, state, p, stats_rz, stats_n) if save else (h, None, None, None, None)
 
 
@@ -81,14 +167,12 @@ def _forward(
     b_hh: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
-    joint: bool,
     eps: float,
-    device: Device,
+    plan: Plan,
 ) -> None:
     (T, B, _), H = x_rz.shape, h.shape[-1]
     both = (h, None) if state is None else (state, h)
     tensors = [x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, *both, stats_rz, stats_n]
-    plan = step_plan(False, H, joint, tuple(map(dtype_of, tensors)), device)
     programs, weight_hh = plan.count(B), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0) * (T // len(p))
     for t, previous, current in order(T, reverse):
@@ -104,12 +188,7 @@ def backward(
     stats_rz: Tensor,
     stats_n: Tensor | None,
     state: Tensor,
-    weight_hh: Tensor,
-    bias_hh: Tensor | None,
-    ln_hh_weight: Tensor,
-    lengths: Tensor | None,
-    reverse: bool,
-    joint: bool,
+    s: GRUSteps,
     cuda_graph: bool,
     device: Device,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -117,6 +196,8 @@ def backward(
     the candidate's recurrent part (T, B, H), and of p (T, B, 3H).
     """
     T, B, H = len(p), p.shape[1], state.shape[-1]
+    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, _ = s
+    plan = backward_plan(H, joint, _backward_dtypes(p.dtype, dtype_of(dy), s), device)
     dgates, dp = torch.empty_like(p), torch.empty_like(p)
     dm = p.new_empty((T, B, H))
     dh, kept = p.new_zeros((B, H)), state.new_zeros((B, H))
@@ -124,7 +205,7 @@ def backward(
         *(contiguous(dy), x_rz, None if joint else x_n, p, stats_rz, stats_n, state),
         *(weight_hh, contiguous(ln_hh_weight), contiguous(bias_hh), lengths, dgates, dm, dp, dh, kept),
     )
-    step_graphs.run(_backward, tensors, range(11, 16), (reverse, joint, device), cuda_graph)
+    step_graphs.run(_backward, tensors, range(11, 16), (reverse, plan), cuda_graph)
     return dgates, dm, dp, kept.add_(dh)
 
 
@@ -146,13 +227,11 @@ def _backward(
     dh: Tensor,
     kept: Tensor,
     reverse: bool,
-    joint: bool,
-    device: Device,
+    plan: Plan,
 ) -> None:
     T, B, H = len(p), p.shape[1], state.shape[-1]
     inputs = (x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, state, stats_rz, stats_n)
     tensors = [dy, dh, *inputs, kept, dgates, dm, dp]
-    plan = step_plan(True, H, joint, tuple(map(dtype_of, tensors)), device)
     programs, ps, dps = plan.count(B), p.unbind(0), dp.unbind(0)
     for t, previous, current in reversed(order(T, reverse)):
         tensors[4] = ps[t]

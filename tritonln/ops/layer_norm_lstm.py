@@ -98,7 +98,7 @@ def layer_norm_lstm(
     elif save:
         h, c = _LayerNormLSTM.apply(*arguments)
     else:
-        h, c, *_ = forward(*arguments, False)
+        h, c, *_ = forward(*_grouped(arguments), False)
     if c.dtype != c0.dtype:
         c = c.to(c0.dtype)
     if reverse:
@@ -144,7 +144,7 @@ def _check(
 class _LayerNormLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        h, c, *saved = forward(*(*arguments, True))
+        h, c, *saved = forward(*_grouped(arguments), True)
         _save(ctx, arguments, (h, c, *saved))
         return h, c
 
@@ -156,10 +156,15 @@ class _LayerNormLSTM(torch.autograd.Function):
         return *once_differentiable("layer_norm_lstm", found), None, None, None, None, None
 
 
+def _grouped(arguments: tuple[Any, ...]) -> tuple[Any, Any, Any, tuple[Any, ...], Any, Any]:
+    """(x, h0, c0, parameters, lengths, constants) from the arguments of the op."""
+    x, h0, c0 = arguments[:3]
+    return x, h0, c0, arguments[3:12], arguments[12], arguments[13:17]
+
+
 def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor | None, ...]) -> None:
-    x, _, c0, *parameters = arguments[:12]
-    ctx.save_for_backward(x, *parameters, arguments[12], *results)
-    ctx.constants = arguments[13:17]
+    x, _, _, parameters, lengths, ctx.constants = _grouped(arguments)
+    ctx.save_for_backward(x, *parameters, lengths, *results)
     ctx.set_materialize_grads(False)
 
 
@@ -193,7 +198,7 @@ def layer_norm_lstm_op(
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     parameters = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr)
-    h, c, *saved = forward(x, h0, c0, *parameters, lengths, reverse, carry, eps, cuda_graph, save)
+    h, c, *saved = forward(x, h0, c0, parameters, lengths, (reverse, carry, eps, cuda_graph), save)
     return filled(x, h, c, *(saved if save else [None] * 6))  # type: ignore[return-value]
 
 

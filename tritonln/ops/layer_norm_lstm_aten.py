@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.recurrent import order, running, states
+from tritonln.ops.recurrent import LSTMSteps, order, running, states
 
 norm_backward = torch.ops.aten.native_layer_norm_backward
 INPUT_ONLY = (True, False, False)
@@ -22,18 +22,11 @@ def forward(
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
-    weight_hh: Tensor,
-    ln_hh_weight: Tensor | None,
-    ln_c_weight: Tensor | None,
-    ln_c_bias: Tensor | None,
-    weight_hr: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    eps: float,
+    s: LSTMSteps,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """As layer_norm_lstm_triton.forward, but the gates take the place of x, activated: the backward wants them."""
+    weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps = s
     (T, B, _), H, dtype = x.shape, c0.shape[-1], arithmetic(x.dtype)
     h, c = states(T, h0, x.dtype, reverse), states(T, c0, dtype, reverse)
     p = x.new_empty((T if save else 1, B, 4 * H))
@@ -74,22 +67,15 @@ def backward(
     stats: Tensor | None,
     h: Tensor,
     c: Tensor,
-    weight_hh: Tensor,
-    ln_hh_weight: Tensor | None,
-    ln_c_weight: Tensor | None,
-    ln_c_bias: Tensor | None,
-    weight_hr: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    eps: float,
+    s: LSTMSteps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """As layer_norm_lstm_triton.backward."""
+    weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps = s
     (T, B, _), H, dtype = x.shape, c.shape[-1], arithmetic(x.dtype)
     w_hh, w_c, b_c = (None if w is None else w.to(dtype) for w in (ln_hh_weight, ln_c_weight, ln_c_bias))
     mean = rstd = None
     if w_hh is not None and stats is not None:
-        mean, rstd = (s.contiguous().unbind(0) for s in stats.view(T, B, 2).split(1, -1))
+        mean, rstd = (part.contiguous().unbind(0) for part in stats.view(T, B, 2).split(1, -1))
     runs = None if lengths is None else running(T, lengths)
     before = slice(1, None) if reverse else slice(None, -1)
     gates = x.to(dtype)

@@ -9,33 +9,32 @@ from torch import Tensor
 
 from tritonln.ops import layer_norm_lstm_aten, layer_norm_lstm_triton
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.recurrent import device_of, norm_backward, norm_forward, product, total_bias, without_autocast
+from tritonln.ops.recurrent import (
+    LSTMSteps,
+    device_of,
+    norm_backward,
+    norm_forward,
+    product,
+    total_bias,
+    without_autocast,
+)
 
 
 def forward(
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    ln_ih_weight: Tensor | None,
-    ln_hh_weight: Tensor | None,
-    ln_c_weight: Tensor | None,
-    ln_c_bias: Tensor | None,
-    weight_hr: Tensor | None,
+    parameters: tuple[Any, ...],
     lengths: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    eps: float,
-    cuda_graph: bool,
+    constants: tuple[bool, bool, float, bool],
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """(h, c, wx, gates_x, stats_x, p, stats, m): the states of all steps, and what the backward wants to know.
 
     wx = W_ih x and gates_x = LN(wx) with both biases, the same where gates are not normalized: wx is None then.
     """
+    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+    reverse, carry, eps, cuda_graph = constants
     device = device_of(x)
     with without_autocast(x):
         bias = total_bias(bias_ih, bias_hh)
@@ -45,12 +44,12 @@ def forward(
         else:
             wx = F.linear(x, weight_ih)
             gates_x, stats_x = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
-        recurrent = (gates_x, h0, c0, weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths)
+        s = LSTMSteps(weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps)
         if device is None:
-            steps = layer_norm_lstm_aten.forward(*recurrent, reverse, carry, eps, save)
+            found = layer_norm_lstm_aten.forward(gates_x, h0, c0, s, save)
         else:
-            steps = layer_norm_lstm_triton.forward(*recurrent, reverse, carry, eps, save, cuda_graph, device)
-    h, c, p, stats, m = steps
+            found = layer_norm_lstm_triton.forward(gates_x, h0, c0, s, save, cuda_graph, device)
+    h, c, p, stats, m = found
     return h, c, wx, gates_x, stats_x, p, stats, m
 
 
@@ -69,13 +68,13 @@ def backward(
     h, c, wx, gates_x, stats_x, p, stats, m = saved
     reverse, carry, eps, cuda_graph = constants
     device = device_of(x)
-    norms = (weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps)
+    s = LSTMSteps(weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps)
     with without_autocast(x):
         if device is None:
-            steps = layer_norm_lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, *norms)
+            found = layer_norm_lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, s)
         else:
-            steps = layer_norm_lstm_triton.backward(dh, dc, gates_x, p, stats, h, c, *norms, cuda_graph, device)
-        dgates, dp, dh0, dc0, dw_c, db_c, dh_total = steps
+            found = layer_norm_lstm_triton.backward(dh, dc, gates_x, p, stats, h, c, s, cuda_graph, device)
+        dgates, dp, dh0, dc0, dw_c, db_c, dh_total = found
         after = slice(None, -1) if reverse else slice(1, None)
         before = slice(1, None) if reverse else slice(None, -1)
         need_x, _, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh, _, _, need_hr = needs

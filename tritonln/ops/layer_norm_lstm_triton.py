@@ -5,7 +5,8 @@ The loops allocate nothing, so that they can be captured in a CUDA graph.
 
 from __future__ import annotations
 
-import functools
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,36 +16,121 @@ from tritonln.launch import Launch, Plan
 from tritonln.ops import step_graphs
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.layer_norm_triton import sums_plan
-from tritonln.ops.recurrent import order, running, states
+from tritonln.ops.recurrent import LSTMSteps, order, running, states
 from tritonln.tuning import recurrent
+from tritonln.tuning.config import Config
+from tritonln.tuning.lookup import config_for, current_policy, planned
+from tritonln.tuning.tunable import Key, Tunable
+
+# ---- from configurations to launches -------------------------------------------------------------
 
 
-@functools.cache
-def step_plan(backward: bool, H: int, carry: bool, kind: tuple[object, ...], device: Device) -> Plan:
-    """`kind`: the dtypes of the tensors that the kernel gets, None where there is none."""
+def _kernels() -> tuple[Any, Any]:
     from tritonln.kernels.layer_norm_lstm import lstm_step_bwd, lstm_step_fwd
 
-    c = recurrent.step(H, 8 if torch.float64 in kind else 4, device)
-    kernel = lstm_step_bwd if backward else lstm_step_fwd
+    return lstm_step_fwd, lstm_step_bwd
+
+
+def _plan(kernel: Any, H: int, carry: bool, c: Config, device: Device) -> Plan:
     return Plan(Launch(kernel, (H, carry, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
 
 
+def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
+    wide = arithmetic(x)
+    for gain in dict.fromkeys((x, wide)):
+        for stats in (wide, None):
+            known = {"x": x, "p": x, "w_hh": gain, "w_c": gain, "b_c": gain, "h": x, "c": wide}
+            yield FORWARD.key(H, **known, stats=stats)
+
+
+# A step at t = 0.  LN(c) carried or not is the same work, so the configuration does not depend on it.
+FORWARD = Tunable(
+    name="lstm_step_fwd",
+    operands={
+        **{"x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
+        **{"carried": "2 M N", "h": "2 M N", "c": "2 M N", "stats": "1 M 2"},
+    },
+    results=("stats",),
+    updated=("h", "c"),
+    kernels=lambda: _kernels()[:1],
+    plan=lambda key, c, device: _plan(_kernels()[0], key.N, False, c, device),
+    choice=lambda key, device: recurrent.step(key.N, key.operands["c"] == torch.float64, device),
+    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["c"] == torch.float64, device),
+    safe=lambda key: recurrent.step_safe(key.N),
+    keys=_forward_keys,
+    scalars=lambda M: (0, 0, 1, M, 1e-5),
+    most_rows=lambda device: recurrent.BATCH,
+)
+
+
+def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
+    wide = arithmetic(x)
+    for gain in dict.fromkeys((x, wide)):
+        known = {"dy": x, "dh": x, "x": x, "p": x, "w_hh": gain, "w_c": gain, "b_c": gain, "c": wide, "stats": wide}
+        yield BACKWARD.key(H, **known, dc=wide, dgates=x, dp=x, dw_c_partial=wide, db_c_partial=wide)
+
+
+BACKWARD = Tunable(
+    name="lstm_step_bwd",
+    operands={
+        **{"dy": "2 M N", "dh": "M N", "dcells": "2 M N", "x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "w_c": "N"},
+        **{"b_c": "N", "lengths": "M", "c": "2 M N", "stats": "1 M 2", "kept": "M N", "dc": "M N"},
+        **{"dgates": "1 M 4N", "dp": "1 M 4N", "dw_c_partial": "P N", "db_c_partial": "P N"},
+    },
+    results=("dgates", "dp"),
+    updated=("kept", "dc", "dw_c_partial", "db_c_partial"),
+    kernels=lambda: _kernels()[1:],
+    plan=lambda key, c, device: _plan(_kernels()[1], key.N, False, c, device),
+    choice=lambda key, device: recurrent.step(key.N, key.operands["c"] == torch.float64, device),
+    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["c"] == torch.float64, device),
+    safe=lambda key: recurrent.step_safe(key.N),
+    keys=_backward_keys,
+    scalars=lambda M: (0, 0, 1, M, 1e-5),
+    most_rows=lambda device: recurrent.BATCH,
+)
+
+TUNABLES = (FORWARD, BACKWARD)
+
+
+@planned
+def forward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+    """For operands of these dtypes, in the kernel's order; None where there is none."""
+    key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
+    return _plan(_kernels()[0], H, carry, config_for(FORWARD, key, device), device)
+
+
+@planned
+def backward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+    key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
+    return _plan(_kernels()[1], H, carry, config_for(BACKWARD, key, device), device)
+
+
+def _forward_dtypes(x: torch.dtype, s: LSTMSteps, save: bool) -> tuple[torch.dtype | None, ...]:
+    """Of the operands of a forward step."""
+    w_hh, w_c, b_c = map(dtype_of, s[1:4])
+    carried = x if s.lengths is not None and s.weight_hr is None else None
+    stats = arithmetic(x) if save and w_hh is not None else None
+    return x, x, w_hh, w_c, b_c, dtype_of(s.lengths), carried, x, arithmetic(x), stats
+
+
+def _backward_dtypes(
+    x: torch.dtype, dy: torch.dtype | None, dcells: torch.dtype | None, s: LSTMSteps
+) -> tuple[torch.dtype | None, ...]:
+    """Of the operands of a backward step."""
+    wide, projected = arithmetic(x), s.weight_hr is not None
+    w_hh, w_c, b_c = map(dtype_of, s[1:4])
+    kept = None if projected or s.lengths is None else x
+    sums = tuple(None if w is None else wide for w in (w_c, b_c))
+    stats, dp = (None, None) if w_hh is None else (wide, x)
+    dy = None if projected else dy
+    return dy, x, dcells, x, x, w_hh, w_c, b_c, dtype_of(s.lengths), wide, stats, kept, wide, x, dp, *sums
+
+
+# ---- from tensors to launches ------------------------------------------------------------------------
+
+
 def forward(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weight_hh: Tensor,
-    ln_hh_weight: Tensor | None,
-    ln_c_weight: Tensor | None,
-    ln_c_bias: Tensor | None,
-    weight_hr: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    eps: float,
-    save: bool,
-    cuda_graph: bool,
-    device: Device,
+    x: Tensor, h0: Tensor, c0: Tensor, s: LSTMSteps, save: bool, cuda_graph: bool, device: Device
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """(h, c, p, stats, m) of all steps.
 
@@ -52,13 +138,16 @@ def forward(
     its rows, None unless saved; m is h before the projection, None where there is none.
     """
     (T, B, _), H = x.shape, c0.shape[-1]
-    h, c = states(T, h0, x.dtype, reverse), states(T, c0, arithmetic(x.dtype), reverse)
+    h, c = states(T, h0, x.dtype, s.reverse), states(T, c0, arithmetic(x.dtype), s.reverse)
     p = x.new_empty((T if save else 1, B, 4 * H))
-    stats = c.new_empty((T, B, 2)) if save and ln_hh_weight is not None else None
-    m = None if weight_hr is None else x.new_zeros((T + 1, B, H))
-    parameters = (contiguous(ln_hh_weight), contiguous(ln_c_weight), contiguous(ln_c_bias))
-    tensors = (x, h, c, p, stats, m, weight_hh, weight_hr, *parameters, lengths)
-    step_graphs.run(_forward, tensors, (1, 2, 3, 4, 5), (reverse, carry, eps, device), cuda_graph)
+    stats = c.new_empty((T, B, 2)) if save and s.ln_hh_weight is not None else None
+    m = None if s.weight_hr is None else x.new_zeros((T + 1, B, H))
+    plan = forward_plan(H, s.carry, _forward_dtypes(x.dtype, s, save), device)
+    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
+        backward_plan(H, s.carry, _backward_dtypes(x.dtype, x.dtype, None, s), device)
+    parameters = (contiguous(s.ln_hh_weight), contiguous(s.ln_c_weight), contiguous(s.ln_c_bias))
+    tensors = (x, h, c, p, stats, m, s.weight_hh, s.weight_hr, *parameters, s.lengths)
+    step_graphs.run(_forward, tensors, (1, 2, 3, 4, 5), (s.reverse, s.eps, plan), cuda_graph)
     return h, c, p if save else None, stats, m
 
 
@@ -76,14 +165,12 @@ def _forward(
     b_c: Tensor | None,
     lengths: Tensor | None,
     reverse: bool,
-    carry: bool,
     eps: float,
-    device: Device,
+    plan: Plan,
 ) -> None:
-    T, B, H = len(x), x.shape[1], c.shape[-1]
+    T, B = len(x), x.shape[1]
     carried = h if lengths is not None and m is None else None
     tensors = [x, p, w_hh, w_c, b_c, lengths, carried, h if m is None else m, c, stats]
-    plan = step_plan(False, H, carry, tuple(map(dtype_of, tensors)), device)
     programs, weight_hh = plan.count(B), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0) * (T // len(p))
     runs = None if lengths is None or m is None else running(T, lengths)
@@ -104,15 +191,7 @@ def backward(
     stats: Tensor | None,
     h: Tensor,
     c: Tensor,
-    weight_hh: Tensor,
-    ln_hh_weight: Tensor | None,
-    ln_c_weight: Tensor | None,
-    ln_c_bias: Tensor | None,
-    weight_hr: Tensor | None,
-    lengths: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    eps: float,
+    s: LSTMSteps,
     cuda_graph: bool,
     device: Device,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -122,27 +201,28 @@ def backward(
     of h, which that of the projection is made of, None where there is none.
     """
     (T, B, _), H, P = x.shape, c.shape[-1], h.shape[-1]
+    plan = backward_plan(H, s.carry, _backward_dtypes(x.dtype, dtype_of(dy), dtype_of(dcells), s), device)
+    programs = plan.count(B)
     dgates = torch.empty_like(x)
-    dp = None if ln_hh_weight is None else torch.empty_like(x)
+    dp = None if s.ln_hh_weight is None else torch.empty_like(x)
     dh, dc = x.new_zeros((B, P)), c.new_zeros((B, H))
-    kept = None if lengths is None else x.new_zeros((B, P))
-    total = None if weight_hr is None else x.new_empty((T, B, P))
-    dm = None if weight_hr is None else x.new_empty((B, H))
-    parameters = (contiguous(ln_hh_weight), contiguous(ln_c_weight), contiguous(ln_c_bias))
-    programs = step_plan(True, H, carry, (x.dtype,), device).count(B)
+    kept = None if s.lengths is None else x.new_zeros((B, P))
+    total = None if s.weight_hr is None else x.new_empty((T, B, P))
+    dm = None if s.weight_hr is None else x.new_empty((B, H))
+    parameters = (contiguous(s.ln_hh_weight), contiguous(s.ln_c_weight), contiguous(s.ln_c_bias))
     dw_c, db_c = (None if w is None else c.new_zeros((programs, H)) for w in parameters[1:])
     tensors = (
-        *(contiguous(dy), contiguous(dcells), x, p, stats, c, weight_hh, weight_hr, *parameters, lengths),
+        *(contiguous(dy), contiguous(dcells), x, p, stats, c, s.weight_hh, s.weight_hr, *parameters, s.lengths),
         *(dgates, dp, dh, dc, kept, total, dm, dw_c, db_c),
     )
     written = range(len(tensors) - 9, len(tensors))
-    step_graphs.run(_backward, tensors, written, (reverse, carry, eps, device), cuda_graph)
+    step_graphs.run(_backward, tensors, written, (s.reverse, s.eps, plan), cuda_graph)
     if kept is not None:
         dh += kept
     sums = [None if t is None else t.new_empty(H) for t in (dw_c, db_c)]
     if dw_c is not None:
-        plan = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
-        plan.launch(plan.count(H), (dw_c, db_c, *sums), (), (programs,))
+        adding = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
+        adding.launch(adding.count(H), (dw_c, db_c, *sums), (), (programs,))
     return dgates, dgates if dp is None else dp, dh, dc, sums[0], sums[1], total
 
 
@@ -169,17 +249,15 @@ def _backward(
     dw_c: Tensor | None,
     db_c: Tensor | None,
     reverse: bool,
-    carry: bool,
     eps: float,
-    device: Device,
+    plan: Plan,
 ) -> None:
-    T, B, H = len(x), x.shape[1], c.shape[-1]
+    T, B = len(x), x.shape[1]
     projected = total is not None
     tensors = [
         *(None if projected else dy, dm if projected else dh, dcells, x, p, w_hh, w_c, b_c, lengths, c, stats),
         *(None if projected else kept, dc, dgates, dp, dw_c, db_c),
     ]
-    plan = step_plan(True, H, carry, tuple(map(dtype_of, tensors)), device)
     programs, ps, dps = plan.count(B), p.unbind(0), (dgates if dp is None else dp).unbind(0)
     idle = None if lengths is None or total is None else ~running(T, lengths)
     for t, previous, current in reversed(order(T, reverse)):

@@ -46,7 +46,7 @@ def _forward_keys(N: int, x: torch.dtype) -> Iterator[Key]:
 
 FORWARD = Tunable(
     name="layer_norm_fwd",
-    operands={"x": "MN", "weight": "N", "bias": "N", "y": "MN", "stats": "M2"},
+    operands={"x": "M N", "weight": "N", "bias": "N", "y": "M N", "stats": "M 2"},
     results=("y", "stats"),
     kernels=_forward_kernels,
     plan=_forward,
@@ -55,7 +55,7 @@ FORWARD = Tunable(
     safe=lambda key: configurations.forward_safe(key.N),
     keys=_forward_keys,
     strides=1,
-    scalars=(1e-5,),
+    scalars=lambda M: (M, 1e-5),
 )
 
 
@@ -92,8 +92,8 @@ def _backward_key(
 BACKWARD = Tunable(
     name="layer_norm_bwd",
     operands={
-        **{"dy": "MN", "x": "MN", "weight": "N", "stats": "M2", "dx": "MN"},
-        **{"dw_partial": "PN", "db_partial": "PN"},
+        **{"dy": "M N", "x": "M N", "weight": "N", "stats": "M 2", "dx": "M N"},
+        **{"dw_partial": "P N", "db_partial": "P N"},
     },
     results=("dx", "dw_partial", "db_partial"),
     kernels=_backward_kernels,
@@ -129,7 +129,7 @@ def _sums_key(N: int, partial: torch.dtype, dw: torch.dtype | None, db: torch.dt
 
 SUMS = Tunable(
     name="column_sum",
-    operands={"dw_partial": "MN", "db_partial": "MN", "dw": "N", "db": "N"},
+    operands={"dw_partial": "M N", "db_partial": "M N", "dw": "N", "db": "N"},
     results=("dw", "db"),
     kernels=_sums_kernels,
     plan=_sums,
@@ -138,6 +138,7 @@ SUMS = Tunable(
     safe=lambda key: Config(16, 32, 4),
     keys=_sums_keys,
     programs_over="N",
+    most_rows=lambda device: device.multiprocessors,  # one of each program before it
 )
 
 TUNABLES = (FORWARD, BACKWARD, SUMS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,6 +12,32 @@ from torch import Tensor
 from tritonln.device import Device, kernels_on
 from tritonln.ops import layer_norm, layer_norm_triton
 from tritonln.ops.contract import DTYPES, HALF, arithmetic
+
+
+class LSTMSteps(NamedTuple):
+    """What the time steps of an LSTM have in common."""
+
+    weight_hh: Tensor
+    ln_hh_weight: Tensor | None
+    ln_c_weight: Tensor | None
+    ln_c_bias: Tensor | None
+    weight_hr: Tensor | None
+    lengths: Tensor | None
+    reverse: bool
+    carry: bool
+    eps: float
+
+
+class GRUSteps(NamedTuple):
+    """What the time steps of a GRU have in common."""
+
+    weight_hh: Tensor
+    bias_hh: Tensor | None
+    ln_hh_weight: Tensor
+    lengths: Tensor | None
+    reverse: bool
+    joint: bool
+    eps: float
 
 
 def check(

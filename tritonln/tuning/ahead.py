@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
-from tritonln.dtypes import DTYPES
+from tritonln.dtypes import BY_NAME
 from tritonln.tuning import ranks, search
 from tritonln.tuning.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.tuning.search import Trial
@@ -21,12 +21,15 @@ from tritonln.tuning.tunable import Key, Tunable
 
 Progress = Callable[[Iterable[tuple[Tunable, Key]]], Iterable[tuple[Tunable, Key]]]
 
+LAYER_NORM = ("layer_norm_fwd", "layer_norm_bwd", "column_sum")
+
 
 def registered() -> dict[str, Tunable]:
     """Every kernel of the library that can be tuned, by name."""
-    from tritonln.ops import layer_norm_triton
+    from tritonln.ops import layer_norm_gru_triton, layer_norm_lstm_triton, layer_norm_triton
 
-    return {tunable.name: tunable for tunable in layer_norm_triton.TUNABLES}
+    operators = (layer_norm_triton, layer_norm_lstm_triton, layer_norm_gru_triton)
+    return {tunable.name: tunable for operator in operators for tunable in operator.TUNABLES}
 
 
 def tune(
@@ -52,7 +55,7 @@ def tune(
     Args:
         hidden: row length or lengths.
         dtype: of x; weights of that dtype and, for a 16-bit one, of fp32 are both tuned.
-        kernels: names of kernels; all of them where it is None.
+        kernels: names of kernels; those of layer_norm where it is None.
         keys: others than the usual ones, as this function's table and the errors of the policy
             ``"frozen"`` spell them: ``"layer_norm_fwd N=1000 x=bf16 y=fp32"``.
         rows: of the problems that are timed.  The configuration is used for any number of rows.
@@ -77,7 +80,7 @@ def tune(
     if not hidden and not keys:
         raise ValueError("expected row lengths (hidden) or keys to tune, but got neither")
     device, where = _device(target, offline, clock)
-    tunables = [_named(name) for name in kernels or registered()]
+    tunables = [_named(name) for name in kernels or LAYER_NORM]
     lengths = [hidden] if isinstance(hidden, int) else hidden
     wanted = [(t, key) for t in tunables for n in lengths for key in t.keys(n, dtype)] + [_key(text) for text in keys]
     into = user_folder(current_policy().cache_dir) if folder is None else pathlib.Path(folder)
@@ -116,7 +119,7 @@ def _key(text: str) -> tuple[Tunable, Key]:
     try:
         name, length, *operands = text.split()
         tunable = _named(name)
-        dtypes = {operand: DTYPES[dtype] for operand, dtype in (part.split("=") for part in operands)}
+        dtypes = {operand: BY_NAME[dtype] for operand, dtype in (part.split("=") for part in operands)}
         key = tunable.key(int(length.removeprefix("N=")), **dtypes)
     except (KeyError, ValueError) as error:
         raise ValueError(f"expected a key such as 'layer_norm_fwd N=1000 x=bf16 y=bf16', but got {text!r}") from error

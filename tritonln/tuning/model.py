@@ -22,8 +22,7 @@ CACHE_SPEED = 2.0
 
 def seconds(report: Report, rows: int, device: Device) -> float:
     """The modelled time of a launch on `rows` rows."""
-    height = report.constants.get("BLOCK_M", report.constants.get("BLOCK_P", 1))
-    width = min(report.constants.get("PIECES", 1) * report.constants["BLOCK_N"], report.hidden)
+    height, width = report.tile
     elements = rows * report.hidden
     slots = device.multiprocessors * report.resident / report.num_ctas
     busy = min(1.0, report.programs * report.num_ctas / device.multiprocessors)

@@ -59,7 +59,7 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
     from tritonln import inspect
     from tritonln.tuning.model import bound, seconds
 
-    rows = _rows(tunable, rows, device)
+    rows = int(min(rows, tunable.most_rows(device)))
 
     def make(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
@@ -70,13 +70,13 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
         groups = tunable.arguments(key, plan, rows, make)
         call = Recorded(plan.launch, tunable.programs(plan, rows, key.N), tuple(a for group in groups for a in group))
         try:
-            report = inspect.report(call, device, key.N)
+            report = inspect.report(call, device, key.N, rows)
             if not report.resident:
                 raise MemoryError(f"no multiprocessor has {report.registers} registers a thread and {report.shared} B")
         except Exception as failure:  # whatever the compiler says of a candidate
             trials.append(Trial(config, error=_line(failure)))
             continue
-        partial = [t for t, axes in zip(groups[0], tunable.operands.values()) if axes[0] == "P" and t is not None]
+        partial = [t for name, t in zip(tunable.operands, groups[0]) if t is not None and tunable.per_program(name)]
         read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
         found = seconds(report, rows, device)
         trials.append(Trial(config, found + read_later))
@@ -94,7 +94,7 @@ def measured(
     tunable: Tunable, key: Key, device: Device, rows: int, limit: int, clock: Clock, where: torch.device
 ) -> list[Trial]:
     """Candidates run, verified against the safe configuration and timed, the fastest first."""
-    rows = _rows(tunable, rows, device)
+    rows = int(min(rows, tunable.most_rows(device)))
     problems = [(rows, 0), (rows // 2 + 1, 1)]
     expected = [_results(tunable, key, tunable.safe(key), device, M, seed, where) for M, seed in problems]
     trials = []
@@ -171,36 +171,38 @@ def searched(tunable: Tunable, key: Key, device: Device) -> Entry:
 # ---- a problem to run a configuration on -----------------------------------------------------------
 
 
-def _rows(tunable: Tunable, rows: int, device: Device) -> int:
-    """Kernels whose programs divide the columns walk partial sums: one row for each multiprocessor."""
-    return rows if tunable.programs_over == "M" else min(rows, device.multiprocessors)
-
-
 def _prepared(
     tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
 ) -> tuple[Callable[[], object], dict[str, Tensor]]:
-    """A launch on random inputs and poisoned results, and these results."""
+    """A launch on random inputs and poisoned results, and what it writes."""
     generator = torch.Generator(where).manual_seed(seed)
-    made: dict[str, Tensor] = {}
+    written: dict[str, Tensor] = {}
 
     def make(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if name in tunable.results:
-            made[name] = torch.full(shape, math.nan, dtype=dtype, device=where)
-            return made[name]
-        return torch.randn(shape, generator=generator, device=where).to(dtype)
+            made = torch.full(shape, math.nan, dtype=dtype, device=where)
+        elif tunable.per_program(name):  # added to, for as many programs as there are
+            made = torch.zeros(shape, dtype=dtype, device=where)
+        elif dtype == torch.int64:  # lengths: some rows run at the first step, some do not
+            made = torch.randint(0, 2, shape, generator=generator, device=where)
+        else:
+            made = torch.randn(shape, generator=generator, device=where).to(dtype)
+        if name in (*tunable.results, *tunable.updated):
+            written[name] = made
+        return made
 
     plan = tunable.plan(key, config, device)
     launch = functools.partial(plan.launch, tunable.programs(plan, M, key.N), *tunable.arguments(key, plan, M, make))
-    return launch, made
+    return launch, written
 
 
 def _results(
     tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
 ) -> dict[str, Tensor]:
     """What a configuration computes.  Partial sums are added up, as configurations differ in how many there are."""
-    launch, made = _prepared(tunable, key, config, device, M, seed, where)
+    launch, written = _prepared(tunable, key, config, device, M, seed, where)
     launch()
-    return {name: t.sum(0, dtype=t.dtype) if tunable.operands[name][0] == "P" else t for name, t in made.items()}
+    return {name: t.sum(0, dtype=t.dtype) if tunable.per_program(name) else t for name, t in written.items()}
 
 
 def _verify(found: dict[str, Tensor], reference: dict[str, Tensor], M: int) -> None:
@@ -214,11 +216,7 @@ def _verify(found: dict[str, Tensor], reference: dict[str, Tensor], M: int) -> N
 
 def _copies(tunable: Tunable, key: Key, M: int, device: Device) -> int:
     """As many problems as together are twice the last-level cache."""
-    sizes = {"M": M, "N": key.N, "P": 1, "2": 2}
-    size = sum(
-        dtype.itemsize * math.prod(sizes[axis] for axis in tunable.operands[name])
-        for name, dtype in key.operands.items()
-    )
+    size = sum(dtype.itemsize * math.prod(tunable.shape(name, M, key.N, 1)) for name, dtype in key.operands.items())
     return max(1, min(16, 2 * device.l2 // size))
 
 
