@@ -12,10 +12,11 @@ from .row import load_upcast, row_rstd, row_sum, row_sum2
 
 @triton.jit
 def load_gates(ptr, offsets, inside, H, G: tl.constexpr):
-    """Gate k lies k H values after the first."""
+    """Gate k lies k H values after the first.  No tiles where ptr is None."""
     tiles = ()
-    for k in tl.static_range(G):
-        tiles = tiles + (load_upcast(ptr + offsets + k * H, inside),)
+    if ptr is not None:
+        for k in tl.static_range(G):
+            tiles = tiles + (load_upcast(ptr + offsets + k * H, inside),)
     return tiles
 
 

@@ -16,6 +16,7 @@
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
 everything is read once and written once.  `previous` and `current` are the slots of the states.
+In device functions x is the tiles of r, z and n, and b_n a tuple of one tile, empty where it is None.
 """
 
 import triton
@@ -23,24 +24,80 @@ import triton.language as tl
 
 from .gates import load_gates, multiply, standardize, standardize_bwd, standardized, store_gates, tanh, where
 from .layer_norm_lstm import running
-from .row import load_upcast, store_stats
+from .row import load_stats, load_upcast, store_stats
 
 
 @triton.jit
-def load_stats(stats_ptr, step, rows, B):
-    mean = tl.load(stats_ptr + (step + rows) * 2, mask=rows < B, other=0.0)
-    return mean, tl.load(stats_ptr + (step + rows) * 2 + 1, mask=rows < B, other=0.0)
+def load_x(x_rz_ptr, x_n_ptr, step, rows, cols, inside, H, RZ, N_ROW):
+    """The tiles of r, z and n; `step` is the number of rows before the step."""
+    x_rz = load_gates(x_rz_ptr + step * RZ, rows * RZ + cols, inside, H, 2)
+    return x_rz + load_gates(x_n_ptr + step * N_ROW, rows * N_ROW + cols, inside, H, 1)
 
 
 @triton.jit
-def cell(p_hat, w_hh, b_hh_ptr, x_rz_ptr, x_n_ptr, rows, cols, inside, H, RZ, N_ROW):
+def load_b_n(b_hh_ptr, cols, in_row, H):
+    if b_hh_ptr is None:
+        return ()
+    else:
+        return load_gates(b_hh_ptr, 2 * H + cols, in_row, H, 1)
+
+
+@triton.jit
+def cell(p_hat, x, w_hh, b_n):
     """r, z, n and m."""
     r, z, m = multiply(p_hat, w_hh)
-    if b_hh_ptr is not None:
-        m += load_upcast(b_hh_ptr + 2 * H + cols, cols < H)
-    x_r, x_z = load_gates(x_rz_ptr, rows * RZ + cols, inside, H, 2)
-    r, z = tl.sigmoid(r + x_r), tl.sigmoid(z + x_z)
-    return r, z, tanh(load_upcast(x_n_ptr + rows * N_ROW + cols, inside) + r * m), m
+    if len(b_n) > 0:
+        m += b_n[0]
+    r, z = tl.sigmoid(r + x[0]), tl.sigmoid(z + x[1])
+    return r, z, tanh(x[2] + r * m), m
+
+
+@triton.jit
+def advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT: tl.constexpr):
+    """h after a step of rows that run."""
+    tile_rows = tl.arange(0, h.shape[0])[:, None]
+    if JOINT:
+        p_hat, mean, rstd = standardize(p, in_row, H, eps)
+    else:
+        rz_hat, mean, rstd = standardize((p[0], p[1]), in_row, H, eps)
+        n_hat, mean_n, rstd_n = standardize((p[2],), in_row, H, eps)
+        p_hat = rz_hat + n_hat
+        if stats_n_ptr is not None:
+            store_stats(stats_n_ptr + t * B * 2, row0, tile_rows, mean_n, rstd_n, B)
+    if stats_rz_ptr is not None:
+        store_stats(stats_rz_ptr + t * B * 2, row0, tile_rows, mean, rstd, B)
+    r, z, n, m = cell(p_hat, x, w_hh, b_n)
+    return n + z * (h - n)
+
+
+@triton.jit
+def retreat(p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT: tl.constexpr):
+    """A step backward.  The gates are computed again from p and x; h is that before the step, dh the gradient of
+    that after it.
+
+    Returns (dgates, dm, dp, dh): of (r, z, n) before their activations, of m, of p, and the part of the gradient
+    of the h before that does not go through p: all of it in rows that do not run, where all else is zero.
+    """
+    mean, rstd = load_stats(stats_rz_ptr, t * B, rows, B)
+    mean_n, rstd_n = mean, rstd
+    if not JOINT:
+        mean_n, rstd_n = load_stats(stats_n_ptr, t * B, rows, B)
+    p_hat = where(in_row, standardized((p[0], p[1]), mean, rstd) + standardized((p[2],), mean_n, rstd_n))
+    r, z, n, m = cell(p_hat, x, w_hh, b_n)
+
+    kept = tl.where(runs, dh * z, dh)
+    dh = tl.where(runs, dh, 0.0)
+    dz = dh * (h - n) * z * (1.0 - z)
+    dn = dh * (1.0 - z) * (1.0 - n * n)
+    dr = dn * m * r * (1.0 - r)
+    dm = dn * r
+    dp_hat = multiply((dr, dz, dm), w_hh)
+    if JOINT:
+        dp = standardize_bwd(dp_hat, p_hat, rstd, H)
+    else:
+        d_rz = standardize_bwd((dp_hat[0], dp_hat[1]), (p_hat[0], p_hat[1]), rstd, H)
+        dp = d_rz + standardize_bwd((dp_hat[2],), (p_hat[2],), rstd_n, H)
+    return (dr, dz, dn), dm, dp, kept
 
 
 @triton.jit(do_not_specialize=["t", "previous", "current", "B"])
@@ -73,26 +130,12 @@ def gru_step_fwd(
     in_row = cols < H
     inside = in_row & (rows < B)
     row = rows * H + cols
-    tile_rows = tl.arange(0, BLOCK_M)[:, None]
 
     p = load_gates(p_ptr, rows * (3 * H) + cols, inside, H, 3)
-    if JOINT:
-        p_hat, mean, rstd = standardize(p, in_row, H, eps)
-    else:
-        rz_hat, mean, rstd = standardize((p[0], p[1]), in_row, H, eps)
-        n_hat, mean_n, rstd_n = standardize((p[2],), in_row, H, eps)
-        p_hat = rz_hat + n_hat
-        if stats_n_ptr is not None:
-            store_stats(stats_n_ptr + t * B * 2, row0, tile_rows, mean_n, rstd_n, B)
-    if stats_rz_ptr is not None:
-        store_stats(stats_rz_ptr + t * B * 2, row0, tile_rows, mean, rstd, B)
-
-    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
-    x_rz_ptr += t * B * RZ
-    x_n_ptr += t * B * N_ROW
-    r, z, n, m = cell(p_hat, w_hh, b_hh_ptr, x_rz_ptr, x_n_ptr, rows, cols, inside, H, RZ, N_ROW)
+    x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
     h = load_upcast(state_ptr + previous * B * H + row, inside)
-    new_h = n + z * (h - n)
+    w_hh, b_n = load_gates(w_hh_ptr, cols, in_row, H, 3), load_b_n(b_hh_ptr, cols, in_row, H)
+    new_h = advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT)
     if lengths_ptr is not None:
         new_h = tl.where(running(lengths_ptr, t, rows, B), new_h, h)
     tl.store(state_ptr + current * B * H + row, new_h, mask=inside)
@@ -128,8 +171,7 @@ def gru_step_bwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """The gates are computed again from p and x.
-
+    """
     dh, kept        (B, H)  gradients of h that come from the step after this in time: through W_hh, and
                             through z or because the row did not run; kept is replaced by this step's
     dy              gradient of the result h; None: zero
@@ -143,37 +185,19 @@ def gru_step_bwd(
     gate_row = (t * B + rows) * (3 * H) + cols
 
     p = load_gates(p_ptr, rows * (3 * H) + cols, inside, H, 3)
-    mean, rstd = load_stats(stats_rz_ptr, t * B, rows, B)
-    mean_n, rstd_n = mean, rstd
-    if not JOINT:
-        mean_n, rstd_n = load_stats(stats_n_ptr, t * B, rows, B)
-    p_hat = where(in_row, standardized((p[0], p[1]), mean, rstd) + standardized((p[2],), mean_n, rstd_n))
-    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
-    x_rz_ptr += t * B * RZ
-    x_n_ptr += t * B * N_ROW
-    r, z, n, m = cell(p_hat, w_hh, b_hh_ptr, x_rz_ptr, x_n_ptr, rows, cols, inside, H, RZ, N_ROW)
+    x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
     h = load_upcast(state_ptr + previous * B * H + row, inside)
-
+    w_hh, b_n = load_gates(w_hh_ptr, cols, in_row, H, 3), load_b_n(b_hh_ptr, cols, in_row, H)
     dh = load_upcast(dh_ptr + row, inside) + load_upcast(kept_ptr + row, inside)
     if dy_ptr is not None:
         dh += load_upcast(dy_ptr + current * B * H + row, inside)
-    kept = dh * z
+    runs = inside
     if lengths_ptr is not None:
-        runs = running(lengths_ptr, t, rows, B)
-        kept = tl.where(runs, kept, dh)
-        dh = tl.where(runs, dh, 0.0)
+        runs = inside & running(lengths_ptr, t, rows, B)
+    dgates, dm, dp, kept = retreat(
+        p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT
+    )
     tl.store(kept_ptr + row, kept, mask=inside)
-
-    dz = dh * (h - n) * z * (1.0 - z)
-    dn = dh * (1.0 - z) * (1.0 - n * n)
-    dr = dn * m * r * (1.0 - r)
-    dm = dn * r
-    store_gates(dgates_ptr, gate_row, inside, H, (dr, dz, dn))
+    store_gates(dgates_ptr, gate_row, inside, H, dgates)
     tl.store(dm_ptr + t * B * H + row, dm, mask=inside)
-    dp_hat = multiply((dr, dz, dm), w_hh)
-    if JOINT:
-        dp = standardize_bwd(dp_hat, p_hat, rstd, H)
-    else:
-        d_rz = standardize_bwd((dp_hat[0], dp_hat[1]), (p_hat[0], p_hat[1]), rstd, H)
-        dp = d_rz + standardize_bwd((dp_hat[2],), (p_hat[2],), rstd_n, H)
     store_gates(dp_ptr, gate_row, inside, H, dp)

@@ -14,13 +14,14 @@
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
 everything is read once and written once.  `previous` and `current` are the slots of the states.
+In device functions parameters are tuples of tiles, empty where they are None.
 """
 
 import triton
 import triton.language as tl
 
 from .gates import add, load_gates, multiply, standardize, standardize_bwd, standardized, store_gates, tanh, where
-from .row import load_upcast, store_stats
+from .row import load_stats, load_upcast, store_stats
 
 
 @triton.jit
@@ -31,8 +32,78 @@ def cell(gates, c):
 
 
 @triton.jit
+def norm_cell(raw, w_c, b_c, in_row, H, eps):
+    """n, and raw_hat and rstd where there is a norm."""
+    if len(w_c) == 0:
+        return raw, raw, raw
+    else:
+        raw_hat, mean, rstd = standardize((raw,), in_row, H, eps)
+        n = multiply(raw_hat, w_c)
+        if len(b_c) > 0:
+            n = add(n, b_c)
+        return n[0], raw_hat[0], rstd
+
+
+@triton.jit
 def running(lengths_ptr, t, rows, B):
     return t < tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+
+
+@triton.jit
+def advance(p, x, c, w_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, CARRY: tl.constexpr):
+    """A step forward of rows that run.  Returns (h, c)."""
+    gates = p
+    if len(w_hh) > 0:
+        p_hat, mean, rstd = standardize(p, in_row, H, eps)
+        gates = multiply(p_hat, w_hh)
+        if stats_ptr is not None:
+            store_stats(stats_ptr + t * B * 2, row0, tl.arange(0, p[0].shape[0])[:, None], mean, rstd, B)
+    raw, i, f, g, o = cell(add(gates, x), c)
+    n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
+    if CARRY:
+        return o * tanh(n), n
+    else:
+        return o * tanh(n), raw
+
+
+@triton.jit
+def retreat(p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B, H, eps, CARRY: tl.constexpr):
+    """A step backward.  The gates are computed again from p and x.
+
+    dh and dc are the gradients of this step's h and c.  Returns (dgates, dp, dc, dw_c, db_c): dc that of the c
+    before, and the terms of the last two in this step; zero in rows that do not run, whose dc passes through.
+    """
+    gates = p
+    if len(w_hh) > 0:
+        mean, rstd = load_stats(stats_ptr, t * B, rows, B)
+        p_hat = where(in_row, standardized(p, mean, rstd))
+        gates = multiply(p_hat, w_hh)
+    raw, i, f, g, o = cell(add(gates, x), c)
+    n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
+
+    d_raw = tl.where(runs, dc, 0.0)
+    dh = tl.where(runs, dh, 0.0)
+    tanh_n = tanh(n)
+    dn = dh * o * (1.0 - tanh_n * tanh_n)
+    if CARRY:
+        dn += d_raw
+        d_raw = tl.zeros_like(dn)
+    if len(w_c) > 0:
+        through_norm = standardize_bwd(multiply((dn,), w_c), (raw_hat,), rstd_c, H)
+        d_raw += tl.where(runs, through_norm[0], 0.0)
+    else:
+        d_raw += dn
+
+    dgates = (
+        d_raw * g * i * (1.0 - i),
+        d_raw * c * f * (1.0 - f),
+        d_raw * i * (1.0 - g * g),
+        dh * tanh_n * o * (1.0 - o),
+    )
+    dp = dgates
+    if len(w_hh) > 0:
+        dp = standardize_bwd(multiply(dgates, w_hh), p_hat, rstd, H)
+    return dgates, dp, tl.where(runs, d_raw * f, dc), dn * raw_hat, dn
 
 
 @triton.jit(do_not_specialize=["t", "previous", "current", "B"])
@@ -66,24 +137,12 @@ def lstm_step_fwd(
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
 
-    gates = load_gates(p_ptr, gate_row, inside, H, 4)
-    if w_hh_ptr is not None:
-        gates, mean, rstd = standardize(gates, in_row, H, eps)
-        gates = multiply(gates, load_gates(w_hh_ptr, cols, in_row, H, 4))
-        if stats_ptr is not None:
-            store_stats(stats_ptr + t * B * 2, row0, tl.arange(0, BLOCK_M)[:, None], mean, rstd, B)
-    gates = add(gates, load_gates(x_ptr + t * B * 4 * H, gate_row, inside, H, 4))
-
+    p = load_gates(p_ptr, gate_row, inside, H, 4)
+    x = load_gates(x_ptr + t * B * 4 * H, gate_row, inside, H, 4)
     c = load_upcast(c_ptr + previous * B * H + row, inside)
-    raw, i, f, g, o = cell(gates, c)
-    n = raw
-    if w_c_ptr is not None:
-        raw_hat, mean_c, rstd_c = standardize((raw,), in_row, H, eps)
-        n = raw_hat[0] * load_upcast(w_c_ptr + cols, in_row)
-        if b_c_ptr is not None:
-            n += load_upcast(b_c_ptr + cols, in_row)
-    h = o * tanh(n)
-    new_c = n if CARRY else raw
+    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
+    w_c, b_c = load_gates(w_c_ptr, cols, in_row, H, 1), load_gates(b_c_ptr, cols, in_row, H, 1)
+    h, new_c = advance(p, x, c, w_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, CARRY)
     if lengths_ptr is not None:
         runs = running(lengths_ptr, t, rows, B)
         new_c = tl.where(runs, new_c, c)
@@ -124,8 +183,7 @@ def lstm_step_bwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    """The gates are computed again from p and x.
-
+    """
     dh, kept, dc    (B, H)  gradients that come from the step after this in time: of h through W_hh, of
                             h of rows that did not run, and of c; kept and dc are replaced by this step's
     dy, dcells      gradients of the results h and c; None: zero
@@ -142,25 +200,10 @@ def lstm_step_bwd(
     step = t * B * 4 * H
 
     p = load_gates(p_ptr, gate_row, inside, H, 4)
-    gates = p
-    if w_hh_ptr is not None:
-        mean = tl.load(stats_ptr + (t * B + rows) * 2, mask=rows < B, other=0.0)
-        rstd = tl.load(stats_ptr + (t * B + rows) * 2 + 1, mask=rows < B, other=0.0)
-        p_hat = where(in_row, standardized(p, mean, rstd))
-        w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
-        gates = multiply(p_hat, w_hh)
-    gates = add(gates, load_gates(x_ptr + step, gate_row, inside, H, 4))
-
+    x = load_gates(x_ptr + step, gate_row, inside, H, 4)
     c = load_upcast(c_ptr + previous * B * H + row, inside)
-    raw, i, f, g, o = cell(gates, c)
-    n = raw
-    if w_c_ptr is not None:
-        raw_hat, mean_c, rstd_c = standardize((raw,), in_row, H, eps)
-        w_c = load_upcast(w_c_ptr + cols, in_row)
-        n = raw_hat[0] * w_c
-        if b_c_ptr is not None:
-            n += load_upcast(b_c_ptr + cols, in_row)
-
+    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
+    w_c, b_c = load_gates(w_c_ptr, cols, in_row, H, 1), load_gates(b_c_ptr, cols, in_row, H, 1)
     dh = load_upcast(dh_ptr + row, inside)
     if dy_ptr is not None:
         dh += load_upcast(dy_ptr + current * B * H + row, inside)
@@ -174,35 +217,19 @@ def lstm_step_bwd(
         runs = inside & running(lengths_ptr, t, rows, B)
         if kept_ptr is not None:
             tl.store(kept_ptr + row, tl.where(runs, 0.0, dh), mask=inside)
-    d_raw = tl.where(runs, dc, 0.0)
-    dh = tl.where(runs, dh, 0.0)
 
-    tanh_n = tanh(n)
-    dn = dh * o * (1.0 - tanh_n * tanh_n)
-    if CARRY:
-        dn += d_raw
-        d_raw = tl.zeros_like(dn)
-    if w_c_ptr is not None:
-        through_norm = standardize_bwd((dn * w_c,), raw_hat, rstd_c, H)
-        d_raw += tl.where(runs, through_norm[0], 0.0)
-        col = tl.arange(0, BLOCK_H)
-        partial = program * H + col
-        if dw_c_partial_ptr is not None:
-            dw_c = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
-            tl.store(dw_c_partial_ptr + partial, dw_c + tl.sum(dn * raw_hat[0], axis=0), mask=col < H)
-        if db_c_partial_ptr is not None:
-            db_c = tl.load(db_c_partial_ptr + partial, mask=col < H, other=0.0)
-            tl.store(db_c_partial_ptr + partial, db_c + tl.sum(dn, axis=0), mask=col < H)
-    else:
-        d_raw += dn
-    tl.store(dc_ptr + row, tl.where(runs, d_raw * f, dc), mask=inside)
-
-    dgates = (
-        d_raw * g * i * (1.0 - i),
-        d_raw * c * f * (1.0 - f),
-        d_raw * i * (1.0 - g * g),
-        dh * tanh_n * o * (1.0 - o),
+    dgates, dp, dc, dw_c, db_c = retreat(
+        p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B, H, eps, CARRY
     )
+    tl.store(dc_ptr + row, dc, mask=inside)
     store_gates(dgates_ptr + step, gate_row, inside, H, dgates)
     if dp_ptr is not None:
-        store_gates(dp_ptr + step, gate_row, inside, H, standardize_bwd(multiply(dgates, w_hh), p_hat, rstd, H))
+        store_gates(dp_ptr + step, gate_row, inside, H, dp)
+    col = tl.arange(0, BLOCK_H)
+    partial = program * H + col
+    if dw_c_partial_ptr is not None:
+        before = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
+        tl.store(dw_c_partial_ptr + partial, before + tl.sum(dw_c, axis=0), mask=col < H)
+    if db_c_partial_ptr is not None:
+        before = tl.load(db_c_partial_ptr + partial, mask=col < H, other=0.0)
+        tl.store(db_c_partial_ptr + partial, before + tl.sum(db_c, axis=0), mask=col < H)

@@ -124,3 +124,10 @@ def store_stats(stats_ptr, row0, rows, mean, rstd, M):
     """(mean, rstd) side by side, so that one store and one layout change write both."""
     pair = tl.join(tl.reshape(mean, [mean.shape[0]]), tl.reshape(rstd, [rstd.shape[0]]))
     tl.store(stats_ptr + row0 * 2 + (rows * 2 + tl.arange(0, 2)[None, :]), pair, mask=rows < M - row0)
+
+
+@triton.jit
+def load_stats(stats_ptr, row0, rows, M):
+    """(mean, rstd) of rows that follow row0, which has M of them after it; zero past them."""
+    mean = tl.load(stats_ptr + (row0 + rows) * 2, mask=rows < M, other=0.0)
+    return mean, tl.load(stats_ptr + (row0 + rows) * 2 + 1, mask=rows < M, other=0.0)
