@@ -73,7 +73,7 @@ def retreat(p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B
     dh and dc are the gradients of this step's h and c.  Returns (dgates, dp, dc, dw_c, db_c): dc that of the c
     before, and the terms of the last two in this step; zero in rows that do not run, whose dc passes through.
     """
-    gates = p
+    gates, p_hat, rstd = p, p, p[0]
     if len(w_hh) > 0:
         mean, rstd = load_stats(stats_ptr, t * B, rows, B)
         p_hat = where(in_row, standardized(p, mean, rstd))
@@ -89,8 +89,8 @@ def retreat(p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B
         dn += d_raw
         d_raw = tl.zeros_like(dn)
     if len(w_c) > 0:
-        through_norm = standardize_bwd(multiply((dn,), w_c), (raw_hat,), rstd_c, H)
-        d_raw += tl.where(runs, through_norm[0], 0.0)
+        d_raw_hat = standardize_bwd(multiply((dn,), w_c), (raw_hat,), rstd_c, H)
+        d_raw += tl.where(runs, d_raw_hat[0], 0.0)
     else:
         d_raw += dn
 
@@ -100,10 +100,15 @@ def retreat(p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B
         d_raw * i * (1.0 - g * g),
         dh * tanh_n * o * (1.0 - o),
     )
-    dp = dgates
-    if len(w_hh) > 0:
-        dp = standardize_bwd(multiply(dgates, w_hh), p_hat, rstd, H)
-    return dgates, dp, tl.where(runs, d_raw * f, dc), dn * raw_hat, dn
+    return dgates, p_hat, rstd, tl.where(runs, d_raw * f, dc), dn * raw_hat, dn
+
+
+@triton.jit
+def through_norm(dgates, p_hat, rstd, w_hh, H):
+    if len(w_hh) == 0:
+        return dgates
+    else:
+        return standardize_bwd(multiply(dgates, w_hh), p_hat, rstd, H)
 
 
 @triton.jit(do_not_specialize=["t", "previous", "current", "B"])
@@ -218,13 +223,13 @@ def lstm_step_bwd(
         if kept_ptr is not None:
             tl.store(kept_ptr + row, tl.where(runs, 0.0, dh), mask=inside)
 
-    dgates, dp, dc, dw_c, db_c = retreat(
+    dgates, p_hat, rstd, dc, dw_c, db_c = retreat(
         p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B, H, eps, CARRY
     )
     tl.store(dc_ptr + row, dc, mask=inside)
     store_gates(dgates_ptr + step, gate_row, inside, H, dgates)
     if dp_ptr is not None:
-        store_gates(dp_ptr + step, gate_row, inside, H, dp)
+        store_gates(dp_ptr + step, gate_row, inside, H, through_norm(dgates, p_hat, rstd, w_hh, H))
     col = tl.arange(0, BLOCK_H)
     partial = program * H + col
     if dw_c_partial_ptr is not None:

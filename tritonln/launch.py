@@ -27,7 +27,7 @@ class Launch:
 
     __slots__ = ("constants", "device", "direct", "kernel", "options")
 
-    def __init__(self, kernel: Any, constants: tuple[int, ...], device: Device, num_warps: int, num_ctas: int = 1):
+    def __init__(self, kernel: Any, constants: tuple[Any, ...], device: Device, num_warps: int, num_ctas: int = 1):
         self.device = device
         self.kernel = kernel
         self.constants = constants
@@ -117,7 +117,7 @@ def _direct(compiled: Any) -> tuple[Any, Any, Any] | None:
 class Plan(NamedTuple):
     """The launch of a kernel, and how its programs divide the rows (or columns)."""
 
-    launch: Launch
+    launch: Any  # a Launch, or what takes its place
     rows_per_program: int
     programs: int  # of a persistent kernel, which then walks the rows; 0: one for every tile
 

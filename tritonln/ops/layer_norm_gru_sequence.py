@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.ops import layer_norm_gru_aten, layer_norm_gru_triton
-from tritonln.ops.contract import arithmetic
+from tritonln.ops import layer_norm_gru_aten, layer_norm_gru_persistent, layer_norm_gru_triton
+from tritonln.ops.contract import arithmetic, contiguous
 from tritonln.ops.recurrent import GRUSteps, device_of, norm_backward, norm_forward, product, without_autocast
 
 
@@ -40,13 +40,20 @@ def forward(
             x_rz, stats_x_rz = norm_forward(wx_rz, w_rz, b_rz, eps, save, device)
             x_n, stats_x_n = norm_forward(wx_n, w_n, b_n, eps, save, device)
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
-        s = GRUSteps(weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps)
+        s = _steps(parameters, lengths, constants)
         if device is None:
             found = layer_norm_gru_aten.forward(x_rz, candidate, h0, s, save)
         else:
-            found = layer_norm_gru_triton.forward(x_rz, candidate, h0, s, save, cuda_graph, device)
+            found = layer_norm_gru_persistent.forward(
+                x_rz, candidate, h0, s, save, device
+            ) or layer_norm_gru_triton.forward(x_rz, candidate, h0, s, save, cuda_graph, device)
     h, state, p, stats_rz, stats_n = found
     return h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n
+
+
+def _steps(parameters: tuple[Any, ...], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> GRUSteps:
+    _, weight_hh, _, bias_hh, _, ln_hh_weight = parameters
+    return GRUSteps(*map(contiguous, (weight_hh, bias_hh, ln_hh_weight, lengths)), *constants[:3])  # type: ignore[call-arg, arg-type]
 
 
 def input_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
@@ -82,11 +89,13 @@ def backward(
     with without_autocast(x):
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
         known = (x_rz, candidate, p, stats_rz, stats_n, h if state is None else state)
-        s = GRUSteps(weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps)
+        s = _steps(parameters, lengths, constants)
         if device is None:
             dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(dh, *known, s)
         else:
-            dgates, dm, dp, dh0 = layer_norm_gru_triton.backward(dh, *known, s, cuda_graph, device)
+            dgates, dm, dp, dh0 = layer_norm_gru_persistent.backward(
+                dh, *known, s, device
+            ) or layer_norm_gru_triton.backward(dh, *known, s, cuda_graph, device)
         need_x, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh = needs
         wanted = (need_x or need_ih, need_ln_ih, need_bias_ih or need_bias_hh)
         bias = input_bias(bias_ih, bias_hh)

@@ -18,7 +18,7 @@ from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import GRUSteps, order, states
 from tritonln.tuning import recurrent
 from tritonln.tuning.config import Config
-from tritonln.tuning.lookup import config_for, current_policy, planned
+from tritonln.tuning.lookup import config_for, planned
 from tritonln.tuning.tunable import Key, Tunable
 
 # ---- from configurations to launches -------------------------------------------------------------
@@ -31,23 +31,12 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def _plan(kernel: Any, H: int, joint: bool, c: Config, device: Device) -> Plan:
-    widths = (3 * H, 3 * H) if joint else (2 * H, H)  # of the rows of x_rz and x_n
-    return Plan(Launch(kernel, (H, *widths, joint, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
+    return Plan(Launch(kernel, (H, *widths(H, joint), joint, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
 
 
-def _forward_dtypes(x: torch.dtype, s: GRUSteps, save: bool) -> tuple[torch.dtype | None, ...]:
-    """Of the operands of a forward step."""
-    wide = arithmetic(x)
-    stats = wide if save else None
-    known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide)
-    return *known, None if x == wide else x, stats, None if s.joint else stats
-
-
-def _backward_dtypes(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps) -> tuple[torch.dtype | None, ...]:
-    """Of the operands of a backward step."""
-    wide = arithmetic(x)
-    known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
-    return *known, None if s.joint else wide, wide, x, x, x
+def widths(H: int, joint: bool) -> tuple[int, int]:
+    """Of the rows of x_rz and x_n."""
+    return (3 * H, 3 * H) if joint else (2 * H, H)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
@@ -120,6 +109,20 @@ def backward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], d
     return _plan(_kernels()[1], H, joint, config_for(BACKWARD, key, device), device)
 
 
+def forward_plan_of(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan:
+    wide = arithmetic(x)
+    stats = wide if save else None
+    known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide)
+    dtypes = (*known, None if x == wide else x, stats, None if s.joint else stats)
+    return forward_plan(s.weight_hh.shape[1], s.joint, dtypes, device)
+
+
+def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan:
+    wide = arithmetic(x)
+    known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
+    return backward_plan(s.weight_hh.shape[1], s.joint, (*known, None if s.joint else wide, wide, x, x, x), device)
+
+
 # ---- from tensors to launches ------------------------------------------------------------------------
 
 
@@ -133,9 +136,7 @@ def forward(
     """
     (T, B, _), H, dtype = x_rz.shape, h0.shape[-1], arithmetic(x_rz.dtype)
     weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
-    plan = forward_plan(H, joint, _forward_dtypes(x_rz.dtype, s, save), device)
-    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
-        backward_plan(H, joint, _backward_dtypes(x_rz.dtype, x_rz.dtype, s), device)
+    plan = forward_plan_of(x_rz.dtype, s, save, device)
     h = states(T, h0, x_rz.dtype, reverse)
     state = None if x_rz.dtype == dtype else states(T, h0, dtype, reverse)
     p = x_rz.new_empty((T if save else 1, B, 3 * H))
@@ -143,9 +144,9 @@ def forward(
     stats_n = p.new_empty((T, B, 2), dtype=dtype) if save and not joint else None
     tensors = (
         *(x_rz, None if joint else x_n, h, state, p, stats_rz, stats_n),
-        *(weight_hh, contiguous(ln_hh_weight), contiguous(bias_hh), lengths),
+        *(weight_hh, ln_hh_weight, bias_hh, lengths),
     )
-    step_graphs.run(_forward, tensors, range(2, 7), (reverse, eps, plan), cuda_graph)
+    step_graphs.run(forward_steps, tensors, range(2, 7), (reverse, eps, plan), cuda_graph)
     return (h, state, p, stats_rz, stats_n) if save else (h, None, None, None, None)
 
 
@@ -154,7 +155,7 @@ def candidate(x_rz: Tensor, x_n: Tensor | None, H: int) -> Tensor:
     return x_rz[..., 2 * H :] if x_n is None else x_n
 
 
-def _forward(
+def forward_steps(
     x_rz: Tensor,
     x_n: Tensor | None,
     h: Tensor,
@@ -197,19 +198,19 @@ def backward(
     """
     T, B, H = len(p), p.shape[1], state.shape[-1]
     weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, _ = s
-    plan = backward_plan(H, joint, _backward_dtypes(p.dtype, dtype_of(dy), s), device)
+    plan = backward_plan_of(p.dtype, dtype_of(dy), s, device)
     dgates, dp = torch.empty_like(p), torch.empty_like(p)
     dm = p.new_empty((T, B, H))
     dh, kept = p.new_zeros((B, H)), state.new_zeros((B, H))
     tensors = (
         *(contiguous(dy), x_rz, None if joint else x_n, p, stats_rz, stats_n, state),
-        *(weight_hh, contiguous(ln_hh_weight), contiguous(bias_hh), lengths, dgates, dm, dp, dh, kept),
+        *(weight_hh, ln_hh_weight, bias_hh, lengths, dgates, dm, dp, dh, kept),
     )
-    step_graphs.run(_backward, tensors, range(11, 16), (reverse, plan), cuda_graph)
+    step_graphs.run(backward_steps, tensors, range(11, 16), (reverse, plan), cuda_graph)
     return dgates, dm, dp, kept.add_(dh)
 
 
-def _backward(
+def backward_steps(
     dy: Tensor | None,
     x_rz: Tensor,
     x_n: Tensor | None,

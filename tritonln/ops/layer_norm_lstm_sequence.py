@@ -7,8 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.ops import layer_norm_lstm_aten, layer_norm_lstm_triton
-from tritonln.ops.contract import arithmetic
+from tritonln.ops import layer_norm_lstm_aten, layer_norm_lstm_persistent, layer_norm_lstm_triton
+from tritonln.ops.contract import arithmetic, contiguous
 from tritonln.ops.recurrent import (
     LSTMSteps,
     device_of,
@@ -34,7 +34,7 @@ def forward(
     wx = W_ih x and gates_x = LN(wx) with both biases, the same where gates are not normalized: wx is None then.
     """
     weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
-    reverse, carry, eps, cuda_graph = constants
+    *_, eps, cuda_graph = constants
     device = device_of(x)
     with without_autocast(x):
         bias = total_bias(bias_ih, bias_hh)
@@ -44,13 +44,21 @@ def forward(
         else:
             wx = F.linear(x, weight_ih)
             gates_x, stats_x = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
-        s = LSTMSteps(weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps)
+        s = _steps(parameters, lengths, constants)
         if device is None:
             found = layer_norm_lstm_aten.forward(gates_x, h0, c0, s, save)
         else:
-            found = layer_norm_lstm_triton.forward(gates_x, h0, c0, s, save, cuda_graph, device)
+            found = layer_norm_lstm_persistent.forward(
+                gates_x, h0, c0, s, save, device
+            ) or layer_norm_lstm_triton.forward(gates_x, h0, c0, s, save, cuda_graph, device)
     h, c, p, stats, m = found
     return h, c, wx, gates_x, stats_x, p, stats, m
+
+
+def _steps(parameters: tuple[Any, ...], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> LSTMSteps:
+    _, weight_hh, _, _, _, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+    tensors = map(contiguous, (weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths))
+    return LSTMSteps(*tensors, *constants[:3])  # type: ignore[call-arg, arg-type]
 
 
 def backward(
@@ -66,14 +74,16 @@ def backward(
     """The gradients of x, h0, c0 and the parameters, in their order and dtypes, each None unless needed."""
     weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
     h, c, wx, gates_x, stats_x, p, stats, m = saved
-    reverse, carry, eps, cuda_graph = constants
+    reverse, *_, cuda_graph = constants
     device = device_of(x)
-    s = LSTMSteps(weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps)
+    s = _steps(parameters, lengths, constants)
     with without_autocast(x):
         if device is None:
             found = layer_norm_lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, s)
         else:
-            found = layer_norm_lstm_triton.backward(dh, dc, gates_x, p, stats, h, c, s, cuda_graph, device)
+            found = layer_norm_lstm_persistent.backward(
+                dh, dc, gates_x, p, stats, c, s, device
+            ) or layer_norm_lstm_triton.backward(dh, dc, gates_x, p, stats, h, c, s, cuda_graph, device)
         dgates, dp, dh0, dc0, dw_c, db_c, dh_total = found
         after = slice(None, -1) if reverse else slice(1, None)
         before = slice(1, None) if reverse else slice(None, -1)

@@ -19,7 +19,7 @@ from tritonln.ops.layer_norm_triton import sums_plan
 from tritonln.ops.recurrent import LSTMSteps, order, running, states
 from tritonln.tuning import recurrent
 from tritonln.tuning.config import Config
-from tritonln.tuning.lookup import config_for, current_policy, planned
+from tritonln.tuning.lookup import config_for, planned
 from tritonln.tuning.tunable import Key, Tunable
 
 # ---- from configurations to launches -------------------------------------------------------------
@@ -105,25 +105,24 @@ def backward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], d
     return _plan(_kernels()[1], H, carry, config_for(BACKWARD, key, device), device)
 
 
-def _forward_dtypes(x: torch.dtype, s: LSTMSteps, save: bool) -> tuple[torch.dtype | None, ...]:
-    """Of the operands of a forward step."""
+def forward_plan_of(x: torch.dtype, s: LSTMSteps, save: bool, device: Device) -> Plan:
     w_hh, w_c, b_c = map(dtype_of, s[1:4])
     carried = x if s.lengths is not None and s.weight_hr is None else None
     stats = arithmetic(x) if save and w_hh is not None else None
-    return x, x, w_hh, w_c, b_c, dtype_of(s.lengths), carried, x, arithmetic(x), stats
+    dtypes = (x, x, w_hh, w_c, b_c, dtype_of(s.lengths), carried, x, arithmetic(x), stats)
+    return forward_plan(s.weight_hh.shape[0] // 4, s.carry, dtypes, device)
 
 
-def _backward_dtypes(
-    x: torch.dtype, dy: torch.dtype | None, dcells: torch.dtype | None, s: LSTMSteps
-) -> tuple[torch.dtype | None, ...]:
-    """Of the operands of a backward step."""
+def backward_plan_of(
+    x: torch.dtype, dy: torch.dtype | None, dcells: torch.dtype | None, s: LSTMSteps, device: Device
+) -> Plan:
     wide, projected = arithmetic(x), s.weight_hr is not None
     w_hh, w_c, b_c = map(dtype_of, s[1:4])
     kept = None if projected or s.lengths is None else x
     sums = tuple(None if w is None else wide for w in (w_c, b_c))
     stats, dp = (None, None) if w_hh is None else (wide, x)
-    dy = None if projected else dy
-    return dy, x, dcells, x, x, w_hh, w_c, b_c, dtype_of(s.lengths), wide, stats, kept, wide, x, dp, *sums
+    known = (None if projected else dy, x, dcells, x, x, w_hh, w_c, b_c, dtype_of(s.lengths), wide, stats)
+    return backward_plan(s.weight_hh.shape[0] // 4, s.carry, (*known, kept, wide, x, dp, *sums), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
@@ -142,16 +141,13 @@ def forward(
     p = x.new_empty((T if save else 1, B, 4 * H))
     stats = c.new_empty((T, B, 2)) if save and s.ln_hh_weight is not None else None
     m = None if s.weight_hr is None else x.new_zeros((T + 1, B, H))
-    plan = forward_plan(H, s.carry, _forward_dtypes(x.dtype, s, save), device)
-    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
-        backward_plan(H, s.carry, _backward_dtypes(x.dtype, x.dtype, None, s), device)
-    parameters = (contiguous(s.ln_hh_weight), contiguous(s.ln_c_weight), contiguous(s.ln_c_bias))
-    tensors = (x, h, c, p, stats, m, s.weight_hh, s.weight_hr, *parameters, s.lengths)
-    step_graphs.run(_forward, tensors, (1, 2, 3, 4, 5), (s.reverse, s.eps, plan), cuda_graph)
+    plan = forward_plan_of(x.dtype, s, save, device)
+    tensors = (x, h, c, p, stats, m, s.weight_hh, s.weight_hr, *s[1:4], s.lengths)
+    step_graphs.run(forward_steps, tensors, (1, 2, 3, 4, 5), (s.reverse, s.eps, plan), cuda_graph)
     return h, c, p if save else None, stats, m
 
 
-def _forward(
+def forward_steps(
     x: Tensor,
     h: Tensor,
     c: Tensor,
@@ -201,7 +197,7 @@ def backward(
     of h, which that of the projection is made of, None where there is none.
     """
     (T, B, _), H, P = x.shape, c.shape[-1], h.shape[-1]
-    plan = backward_plan(H, s.carry, _backward_dtypes(x.dtype, dtype_of(dy), dtype_of(dcells), s), device)
+    plan = backward_plan_of(x.dtype, dtype_of(dy), dtype_of(dcells), s, device)
     programs = plan.count(B)
     dgates = torch.empty_like(x)
     dp = None if s.ln_hh_weight is None else torch.empty_like(x)
@@ -209,24 +205,30 @@ def backward(
     kept = None if s.lengths is None else x.new_zeros((B, P))
     total = None if s.weight_hr is None else x.new_empty((T, B, P))
     dm = None if s.weight_hr is None else x.new_empty((B, H))
-    parameters = (contiguous(s.ln_hh_weight), contiguous(s.ln_c_weight), contiguous(s.ln_c_bias))
-    dw_c, db_c = (None if w is None else c.new_zeros((programs, H)) for w in parameters[1:])
+    dw_c, db_c = (None if w is None else c.new_zeros((programs, H)) for w in (s.ln_c_weight, s.ln_c_bias))
     tensors = (
-        *(contiguous(dy), contiguous(dcells), x, p, stats, c, s.weight_hh, s.weight_hr, *parameters, s.lengths),
+        *(contiguous(dy), contiguous(dcells), x, p, stats, c, s.weight_hh, s.weight_hr, *s[1:4], s.lengths),
         *(dgates, dp, dh, dc, kept, total, dm, dw_c, db_c),
     )
     written = range(len(tensors) - 9, len(tensors))
-    step_graphs.run(_backward, tensors, written, (s.reverse, s.eps, plan), cuda_graph)
+    step_graphs.run(backward_steps, tensors, written, (s.reverse, s.eps, plan), cuda_graph)
     if kept is not None:
         dh += kept
-    sums = [None if t is None else t.new_empty(H) for t in (dw_c, db_c)]
-    if dw_c is not None:
-        adding = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
-        adding.launch(adding.count(H), (dw_c, db_c, *sums), (), (programs,))
-    return dgates, dgates if dp is None else dp, dh, dc, sums[0], sums[1], total
+    return dgates, dgates if dp is None else dp, dh, dc, *added_up(dw_c, db_c, device), total
 
 
-def _backward(
+def added_up(dw_c: Tensor | None, db_c: Tensor | None, device: Device) -> tuple[Tensor | None, Tensor | None]:
+    """The sums of the programs' partial sums."""
+    if dw_c is None:
+        return None, None
+    programs, H = dw_c.shape
+    sums = dw_c.new_empty(H), None if db_c is None else db_c.new_empty(H)
+    adding = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
+    adding.launch(adding.count(H), (dw_c, db_c, *sums), (), (programs,))
+    return sums
+
+
+def backward_steps(
     dy: Tensor | None,
     dcells: Tensor | None,
     x: Tensor,

@@ -109,6 +109,11 @@ def order(T: int, reverse: bool) -> list[tuple[int, int, int]]:
     return [(t, t + 1, t) for t in reversed(range(T))] if reverse else [(t, t, t + 1) for t in range(T)]
 
 
+def direction(T: int, reverse: bool, backward: bool = False) -> tuple[int, int, int]:
+    """The same for a kernel of all steps: (first t, what is added to it, slot of the state before step t minus t)."""
+    return (T - 1, -1, int(reverse)) if reverse != backward else (0, 1, int(reverse))
+
+
 def states(T: int, initial: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor:
     """Room for the states of all steps, with the initial one in its slot."""
     slots = torch.empty((T + 1, *initial.shape), dtype=dtype, device=initial.device)

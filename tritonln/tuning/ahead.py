@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
 from tritonln.dtypes import BY_NAME
 from tritonln.tuning import ranks, search
+from tritonln.tuning.config import STEPS
 from tritonln.tuning.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.tuning.search import Trial
 from tritonln.tuning.table import path_of, save, user_folder
@@ -26,10 +27,16 @@ LAYER_NORM = ("layer_norm_fwd", "layer_norm_bwd", "column_sum")
 
 def registered() -> dict[str, Tunable]:
     """Every kernel of the library that can be tuned, by name."""
-    from tritonln.ops import layer_norm_gru_triton, layer_norm_lstm_triton, layer_norm_triton
+    from tritonln.ops import (
+        layer_norm_gru_persistent,
+        layer_norm_gru_triton,
+        layer_norm_lstm_persistent,
+        layer_norm_lstm_triton,
+        layer_norm_triton,
+    )
 
-    operators = (layer_norm_triton, layer_norm_lstm_triton, layer_norm_gru_triton)
-    return {tunable.name: tunable for operator in operators for tunable in operator.TUNABLES}
+    recurrent = (layer_norm_lstm_triton, layer_norm_lstm_persistent, layer_norm_gru_triton, layer_norm_gru_persistent)
+    return {tunable.name: tunable for operator in (layer_norm_triton, *recurrent) for tunable in operator.TUNABLES}
 
 
 def tune(
@@ -83,6 +90,7 @@ def tune(
     tunables = [_named(name) for name in kernels or LAYER_NORM]
     lengths = [hidden] if isinstance(hidden, int) else hidden
     wanted = [(t, key) for t in tunables for n in lengths for key in t.keys(n, dtype)] + [_key(text) for text in keys]
+    wanted = [(t, key) for t, key in wanted if set(t.candidates(key, device)) != {STEPS}]
     into = user_folder(current_policy().cache_dir) if folder is None else pathlib.Path(folder)
 
     provenance = "modelled" if offline else "measured"
@@ -202,7 +210,6 @@ def table(tried: dict[Key, list[Trial]]) -> str:
             c = trial.config
             found = f"{trial.seconds * 1e6:9.2f} us" if trial.error is None else f"rejected: {trial.error}"
             tile = f"tile {c.block_m}x{c.block_n}{f'x{c.pieces}' if c.pieces > 1 else ''}".ljust(17)
-            lines.append(
-                f"  {tile} warps {c.num_ctas}x{c.num_warps:<3} stages {c.num_stages}  programs {c.programs}  {found}"
-            )
+            how = f"{tile} warps {c.num_ctas}x{c.num_warps:<3} stages {c.num_stages}  programs {c.programs}"
+            lines.append(f"  {'step by step'.ljust(len(how)) if c == STEPS else how}  {found}")
     return "\n".join(lines)

@@ -18,5 +18,8 @@ class Config:
     pieces: int = 1  # of BLOCK_N columns each, that a tile holds of a row
 
 
+STEPS = Config(0, 0, 0)  # of a kernel of a whole sequence: not this kernel, but those of single time steps
+
+
 def next_power_of_2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()

@@ -95,13 +95,29 @@ def policy(
         look_again()
 
 
+@contextlib.contextmanager
+def measuring() -> Iterator[None]:
+    """Inside, whatever the policy, nothing else is searched for: a candidate may launch other kernels too."""
+    global _policy
+    before, _policy = _policy, dataclasses.replace(_policy, name="lookup")
+    try:
+        yield
+    finally:
+        _policy = before
+        _forget_plans()
+
+
 def look_again() -> None:
     """Forgets plans, files, and every configuration that was not measured."""
-    for plan in _plans:
-        plan.cache_clear()
+    _forget_plans()
     _entries.cache_clear()
     for identity in [i for i, entry in _fixed.items() if entry.provenance != "measured"]:
         del _fixed[identity]
+
+
+def _forget_plans() -> None:
+    for plan in _plans:
+        plan.cache_clear()
 
 
 def config_for(tunable: Tunable, key: Key, device: Device) -> Config:

@@ -1,4 +1,4 @@
-"""Configurations of the recurrent step kernels: the analytic choice, and the candidates of a search.
+"""Configurations of the recurrent kernels: the analytic choice, and the candidates of a search.
 
 As elsewhere a choice never depends on the number of rows, here the batch.  A step is bound by latency,
 not by bandwidth: a program takes as few rows as fill a warp, so that a batch spreads over the device.
@@ -7,11 +7,13 @@ not by bandwidth: a program takes as few rows as fill a warp, so that a batch sp
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from tritonln.device import Device
-from tritonln.tuning.config import Config, next_power_of_2
+from tritonln.tuning.config import STEPS, Config, next_power_of_2
 
 BATCH = 128  # that steps are timed on: rows of a recurrent layer are sequences, and few
+LENGTH = 8  # of the sequences that whole-sequence kernels are timed on; longer ones are chaotic on random weights
 
 
 def step(H: int, double: bool, device: Device) -> Config:
@@ -34,3 +36,58 @@ def step_candidates(H: int, double: bool, device: Device) -> Iterator[Config]:
 
 def step_safe(H: int) -> Config:
     return Config(1, next_power_of_2(H), 4)
+
+
+# ---- the whole sequence in one launch ------------------------------------------------------------
+
+MATRIX_ROWS = 16  # of the smallest tile that a matrix unit multiplies
+
+
+def precision(device: Device) -> str:
+    """Of fp32 products: as good as fp32's by the matrix units.  NVIDIA's take tf32, three products of which do."""
+    return "tf32x3" if device.backend == "cuda" else "ieee"
+
+
+class Demand(NamedTuple):
+    """What a kernel of a whole sequence holds: gates of W_hh, and bytes for each value of a tile of the state."""
+
+    x_bytes: int
+    gates: int
+    copied: int  # that a step reads of its own
+    exchanged: int  # that go from one layout to another
+
+
+def persistent(H: int, demand: Demand, device: Device) -> Config:
+    """As many warps as have columns of their own in a product, up to 8: more leave too few registers backward."""
+    width = _width(H)
+    warps = max(1, min(8, width // (8 if device.backend == "cuda" else 16)))
+    for stages in (2, 1):
+        if _on_chip(width, demand, MATRIX_ROWS, stages, device):
+            return Config(MATRIX_ROWS, width, warps, num_stages=stages)
+    return STEPS
+
+
+def persistent_candidates(H: int, demand: Demand, device: Device) -> Iterator[Config]:
+    yield STEPS
+    width = _width(H)
+    for rows in (MATRIX_ROWS, 2 * MATRIX_ROWS):
+        for stages in (1, 2):
+            if _on_chip(width, demand, rows, stages, device):
+                for warps in (1, 2, 4, 8, 16):
+                    yield Config(rows, width, warps, num_stages=stages)
+
+
+def _on_chip(width: int, d: Demand, rows: int, stages: int, device: Device) -> bool:
+    # Past these the backward spills everywhere, and W_hh of an LSTM is larger than any shared memory.
+    if d.x_bytes > 4 or width > 256 // d.x_bytes:
+        return False
+    if device.backend == "hip":  # which keeps W_hh in registers, and would put copies ahead of use there too
+        return device.warp_size == 64 and stages == 1
+    matrix = d.gates * width * width * (8 if d.x_bytes == 4 else d.x_bytes)  # an fp32 value is two of tf32
+    tiles = rows * width * (d.exchanged + (d.copied if stages > 1 else 0))
+    ampere = isinstance(device.arch, int) and device.arch >= 80
+    return device.backend == "cuda" and ampere and matrix + tiles <= device.shared_memory
+
+
+def _width(H: int) -> int:
+    return max(MATRIX_ROWS, next_power_of_2(H))

@@ -15,8 +15,8 @@ from tritonln.device import Device
 from tritonln.launch import Recorded
 from tritonln.tolerance import error, tolerance
 from tritonln.tuning import ranks
-from tritonln.tuning.config import Config
-from tritonln.tuning.lookup import Clock, current_policy, known
+from tritonln.tuning.config import STEPS, Config
+from tritonln.tuning.lookup import Clock, current_policy, known, measuring
 from tritonln.tuning.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.tuning.tunable import Key, Tunable
 
@@ -38,11 +38,14 @@ def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Conf
     """The analytic choice and the candidates that differ least from it: in doublings of what it holds and shares."""
 
     def measures(c: Config) -> tuple[float, ...]:
+        if c == STEPS:  # another way altogether, always tried
+            return of_choice
         values = c.pieces * c.block_m * c.block_n / (c.num_warps * c.num_ctas)
         doubled = (values, c.block_n, c.pieces, c.num_warps, c.num_ctas, max(1, c.programs))
         return (*map(math.log2, doubled), c.num_stages)
 
     choice = tunable.choice(key, device)
+    of_choice: tuple[float, ...] = ()
     of_choice = measures(choice)
     others = sorted(
         {*tunable.candidates(key, device)} - {choice},
@@ -66,11 +69,13 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
 
     trials, spills = [], {}
     for config in nearest(tunable, key, device, limit):
+        if config == STEPS:  # many kernels, and products that are not ours
+            continue
         plan = tunable.plan(key, config, device)
         groups = tunable.arguments(key, plan, rows, make)
         call = Recorded(plan.launch, tunable.programs(plan, rows, key.N), tuple(a for group in groups for a in group))
         try:
-            report = inspect.report(call, device, key.N, rows)
+            report = inspect.report(call, device, key.N, rows * tunable.steps)
             if not report.resident:
                 raise MemoryError(f"no multiprocessor has {report.registers} registers a thread and {report.shared} B")
         except Exception as failure:  # whatever the compiler says of a candidate
@@ -78,10 +83,10 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
             continue
         partial = [t for name, t in zip(tunable.operands, groups[0]) if t is not None and tunable.per_program(name)]
         read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
-        found = seconds(report, rows, device)
+        found = seconds(report, rows * tunable.steps, device)
         trials.append(Trial(config, found + read_later))
         spills[config] = report.spills
-        if not report.spills and found <= (1 + MODEL_ERROR) * bound(report, rows, device):
+        if not report.spills and found <= (1 + MODEL_ERROR) * bound(report, rows * tunable.steps, device):
             break
     choice = tunable.choice(key, device)
     return sorted(
@@ -96,18 +101,18 @@ def measured(
     """Candidates run, verified against the safe configuration and timed, the fastest first."""
     rows = int(min(rows, tunable.most_rows(device)))
     problems = [(rows, 0), (rows // 2 + 1, 1)]
-    expected = [_results(tunable, key, tunable.safe(key), device, M, seed, where) for M, seed in problems]
+    copies = _copies(tunable, key, rows, device)
     trials = []
-    for config in nearest(tunable, key, device, limit):
-        try:
-            for (M, seed), reference in zip(problems, expected):
-                found = _results(tunable, key, config, device, M, seed, where)
-                _verify(found, reference, M)
-            copies = _copies(tunable, key, rows, device)
-            runs = [_prepared(tunable, key, config, device, rows, seed, where)[0] for seed in range(copies)]
-            trials.append(Trial(config, clock(config, runs)))
-        except Exception as failure:  # out of resources, a compiler's error, wrong results
-            trials.append(Trial(config, error=_line(failure)))
+    with measuring():
+        expected = [_results(tunable, key, tunable.safe(key), device, M, seed, where) for M, seed in problems]
+        for config in nearest(tunable, key, device, limit):
+            try:
+                for (M, seed), reference in zip(problems, expected):
+                    _verify(tunable, key, _results(tunable, key, config, device, M, seed, where), reference, M)
+                runs = [_prepared(tunable, key, config, device, rows, seed, where)[0] for seed in range(copies)]
+                trials.append(Trial(config, clock(config, runs)))
+            except Exception as failure:  # out of resources, a compiler's error, wrong results
+                trials.append(Trial(config, error=_line(failure)))
     return sorted(trials, key=lambda t: t.seconds)
 
 
@@ -183,10 +188,12 @@ def _prepared(
             made = torch.full(shape, math.nan, dtype=dtype, device=where)
         elif tunable.per_program(name):  # added to, for as many programs as there are
             made = torch.zeros(shape, dtype=dtype, device=where)
-        elif dtype == torch.int64:  # lengths: some rows run at the first step, some do not
-            made = torch.randint(0, 2, shape, generator=generator, device=where)
+        elif dtype == torch.int64:  # lengths, from no step to all of them
+            made = torch.randint(0, tunable.steps + 1, shape, generator=generator, device=where)
         else:
-            made = torch.randn(shape, generator=generator, device=where).to(dtype)
+            # A weight matrix of the scale of a layer's, that nothing grows from step to step.
+            scale = key.N**-0.5 if name == "weight" and len(shape) == 2 else 1.0
+            made = (torch.randn(shape, generator=generator, device=where) * scale).to(dtype)
         if name in (*tunable.results, *tunable.updated):
             written[name] = made
         return made
@@ -205,11 +212,15 @@ def _results(
     return {name: t.sum(0, dtype=t.dtype) if tunable.per_program(name) else t for name, t in written.items()}
 
 
-def _verify(found: dict[str, Tensor], reference: dict[str, Tensor], M: int) -> None:
+def _verify(tunable: Tunable, key: Key, found: dict[str, Tensor], reference: dict[str, Tensor], M: int) -> None:
+    kappa, steps = 1.0, 1
+    if tunable.steps > 1:
+        # What a step hands on is rounded to 16 bits where x is: that is the arithmetic then, of 16 terms a step.
+        kappa = max(1.0, torch.finfo(key.operands["weight"]).eps / torch.finfo(torch.float32).eps)
+        steps = 16 * tunable.steps
     for name, result in found.items():
         safe = reference[name].double()
-        terms = M if safe.dim() == 1 else 1
-        wrong, allowed = error(result, safe), tolerance(result, safe, terms)
+        wrong, allowed = error(result, safe), tolerance(result, safe, steps * (M if safe.dim() == 1 else 1), kappa)
         if not wrong <= allowed:
             raise ArithmeticError(f"{name} is off by {wrong:.3e}, {allowed:.3e} is allowed")
 

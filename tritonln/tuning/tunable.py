@@ -51,6 +51,7 @@ class Tunable:
     strides: int = 0  # how many row strides it takes; None is passed for each
     scalars: Callable[[int], tuple[float, ...]] = lambda M: (M,)  # of a launch on M rows
     programs_over: str = "M"  # the axis that its programs divide
+    steps: int = 1  # of time, in a launch
     most_rows: Callable[[Device], int | float] = lambda device: math.inf  # that it is given, as a rule
 
     def key(self, N: int, **dtypes: torch.dtype | None) -> Key:
