@@ -2,12 +2,15 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from tritonln.device import Device, kernels_on, triton_device_type
+from tritonln.launch import Launch
 from tritonln.tuning import lookup, table
+from tritonln.tuning.config import STEPS
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -37,6 +40,33 @@ def aten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recurrent layers take the path of tensors that no kernel serves, fast on a CPU."""
     for operator in ("lstm", "gru"):
         monkeypatch.setattr(f"tritonln.ops.layer_norm_{operator}_sequence.device_of", lambda x: None)
+
+
+@pytest.fixture
+def stepwise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Recurrent layers launch their time steps one by one, whatever fits on the chip."""
+    lookup.look_again()
+    monkeypatch.setattr("tritonln.tuning.recurrent.persistent", lambda *_: STEPS)
+    yield
+    lookup.look_again()
+
+
+@pytest.fixture(params=["at once", "stepwise"])
+def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """Recurrent layers by either way, and that it is the one taken where the test did not ask for another."""
+    if request.param == "stepwise":
+        request.getfixturevalue("stepwise")
+    launched = set()
+    carry_out = Launch.__call__
+
+    def noting(launch: Launch, *arguments: Any) -> None:
+        launched.add(launch.kernel.fn.__name__)
+        carry_out(launch, *arguments)
+
+    monkeypatch.setattr(Launch, "__call__", noting)
+    yield request.param == "at once"
+    kinds = {kind for kind in ("persistent", "step") if any(kind in name for name in launched)}
+    assert kinds == {"persistent" if request.param == "at once" else "step"}
 
 
 @pytest.fixture

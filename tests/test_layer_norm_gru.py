@@ -19,6 +19,7 @@ VARIANTS = list(itertools.product([False, True], [True, False]))  # joint, bias
 # ---- the kernels -------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize(("joint", "bias"), VARIANTS)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_variants(joint: bool, bias: bool, reverse: bool, device: torch.device) -> None:
@@ -28,23 +29,46 @@ def test_variants(joint: bool, bias: bool, reverse: bool, device: torch.device) 
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize(("H", "T"), [(1, 3), (48, 3), (64, 2), (100, 2), (256, 2)])
-def test_hidden_sizes(H: int, T: int, device: torch.device) -> None:
-    expect("layer_norm_gru", gru_problem(T, 2, 5, H, F32, device))
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("H", [1, 48, 64])
+def test_hidden_sizes(H: int, device: torch.device) -> None:
+    expect("layer_norm_gru", gru_problem(3, 2, 5, H, F32, device))
 
 
-def test_many_steps(device: torch.device) -> None:
-    expect("layer_norm_gru", gru_problem(40, 2, 5, 48, F32, device), lengths=torch.tensor([40, 23], device=device))
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("H", [1, 7, 48, 64])
+def test_many_steps(H: int, device: torch.device) -> None:
+    expect("layer_norm_gru", gru_problem(40, 2, 5, H, F32, device), lengths=torch.tensor([40, 23], device=device))
 
 
+@pytest.mark.parametrize(("H", "dtype"), [(100, F32), (100, BF16), (128, F16), (256, F32), (256, BF16)], ids=str)
+def test_many_steps_of_many_units(H: int, dtype: torch.dtype, device: torch.device) -> None:
+    """On both sides of what fits on the chip, which is more in 16 bits."""
+    expect("layer_norm_gru", gru_problem(40, 2, 5, H, dtype, device), lengths=torch.tensor([40, 23], device=device))
+
+
+@pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize(("dtype", "parameters"), [(BF16, BF16), (F16, F32), (F64, F64)], ids=str)
-def test_dtypes(dtype: torch.dtype, parameters: torch.dtype, joint: bool, device: torch.device) -> None:
+@pytest.mark.parametrize(("dtype", "parameters"), [(BF16, BF16), (F16, F32)], ids=str)
+def test_16_bit(dtype: torch.dtype, parameters: torch.dtype, joint: bool, device: torch.device) -> None:
     expect("layer_norm_gru", gru_problem(3, 2, 5, 48, dtype, device, parameters=parameters), joint=joint)
 
 
+@pytest.mark.parametrize("joint", [False, True])
+def test_fp64(joint: bool, device: torch.device) -> None:
+    expect("layer_norm_gru", gru_problem(3, 2, 5, 48, F64, device), joint=joint)
+
+
+@pytest.mark.usefixtures("at_once")
 def test_more_rows_than_a_program_takes(device: torch.device) -> None:
     expect("layer_norm_gru", gru_problem(2, 70, 3, 8, F32, device))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_strided_arguments(device: torch.device) -> None:
+    """Every second value of tensors that hold something else between."""
+    args = {k: torch.stack([t, t + 1], -1)[..., 0] for k, t in gru_problem(3, 2, 4, 7, F32, device).items()}
+    expect("layer_norm_gru", args, lengths=torch.tensor([3, 0, 1, 0], device=device)[::2])
 
 
 # ---- ATen --------------------------------------------------------------------------------------
@@ -69,11 +93,18 @@ def test_aten_sizes(H: int, dtype: torch.dtype, device: torch.device) -> None:
 # ---- the rest ----------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stepwise")
 def test_launches_and_allocations_of_a_step(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     forward, backward = per_step("layer_norm_gru", lambda T: gru_problem(T, 2, 3, 7, F32, device), monkeypatch)
     assert forward == backward == (2, 0)
 
 
+def test_a_step_costs_nothing_at_once(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    found = per_step("layer_norm_gru", lambda T: gru_problem(T, 2, 3, 7, F32, device), monkeypatch)
+    assert found == ((0, 0), (0, 0))
+
+
+@pytest.mark.usefixtures("at_once")
 def test_small_updates_of_a_16_bit_state_add_up(device: torch.device) -> None:
     """The state is carried in fp32: a gate that keeps 511 parts in 512 moves it all the same."""
     H, T = 8, 24

@@ -28,43 +28,68 @@ VARIANTS = {
 # ---- the kernels -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "projection"])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_variants(variant: str, reverse: bool, device: torch.device) -> None:
     arguments, options = VARIANTS[variant]
     lengths = torch.tensor([3, 1], device=device) if reverse else None
-    expect(
-        "layer_norm_lstm",
-        lstm_problem(3, 2, 4, 7, F32, device, **arguments),
-        reverse=reverse,
-        lengths=lengths,
-        **options,
-    )
+    args = lstm_problem(3, 2, 4, 7, F32, device, **arguments)
+    expect("layer_norm_lstm", args, reverse=reverse, lengths=lengths, **options)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_projection(reverse: bool, device: torch.device) -> None:
+    lengths = torch.tensor([3, 1], device=device) if reverse else None
+    expect("layer_norm_lstm", lstm_problem(3, 2, 4, 7, F32, device, P=3), reverse=reverse, lengths=lengths)
 
 
 @pytest.mark.smoke
-@pytest.mark.parametrize(("H", "T"), [(1, 3), (48, 3), (64, 2), (100, 2), (256, 2)])
-def test_hidden_sizes(H: int, T: int, device: torch.device) -> None:
-    expect("layer_norm_lstm", lstm_problem(T, 2, 5, H, F32, device))
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("H", [1, 48, 64])
+def test_hidden_sizes(H: int, device: torch.device) -> None:
+    expect("layer_norm_lstm", lstm_problem(3, 2, 5, H, F32, device))
 
 
-def test_many_steps(device: torch.device) -> None:
-    expect("layer_norm_lstm", lstm_problem(40, 2, 5, 48, F32, device), lengths=torch.tensor([40, 23], device=device))
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("H", [1, 7, 48, 64])
+def test_many_steps(H: int, device: torch.device) -> None:
+    expect("layer_norm_lstm", lstm_problem(40, 2, 5, H, F32, device), lengths=torch.tensor([40, 23], device=device))
 
 
-@pytest.mark.parametrize(("dtype", "parameters"), [(BF16, BF16), (BF16, F32), (F16, F32), (F64, F64)], ids=str)
-def test_dtypes(dtype: torch.dtype, parameters: torch.dtype, device: torch.device) -> None:
+@pytest.mark.parametrize(("H", "dtype"), [(100, F32), (100, BF16), (128, F16), (256, F32), (256, BF16)], ids=str)
+def test_many_steps_of_many_units(H: int, dtype: torch.dtype, device: torch.device) -> None:
+    """On both sides of what fits on the chip, which is more in 16 bits."""
+    expect("layer_norm_lstm", lstm_problem(40, 2, 5, H, dtype, device), lengths=torch.tensor([40, 23], device=device))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("dtype", "parameters"), [(BF16, BF16), (BF16, F32), (F16, F32)], ids=str)
+def test_16_bit(dtype: torch.dtype, parameters: torch.dtype, device: torch.device) -> None:
     expect("layer_norm_lstm", lstm_problem(3, 2, 5, 48, dtype, device, parameters=parameters))
 
 
+def test_fp64(device: torch.device) -> None:
+    expect("layer_norm_lstm", lstm_problem(3, 2, 5, 48, F64, device))
+
+
+@pytest.mark.usefixtures("at_once")
 def test_more_rows_than_a_program_takes(device: torch.device) -> None:
     """The partial sums of several programs, the last of them with rows to spare."""
     expect("layer_norm_lstm", lstm_problem(2, 70, 3, 8, F32, device))
 
 
+@pytest.mark.usefixtures("at_once")
 def test_lengths_of_nothing_and_of_more_than_there_is(device: torch.device) -> None:
     args = lstm_problem(3, 2, 4, 7, F32, device)
     expect("layer_norm_lstm", args, lengths=torch.tensor([0, 9], device=device))
+
+
+@pytest.mark.usefixtures("at_once")
+def test_strided_arguments(device: torch.device) -> None:
+    """Every second value of tensors that hold something else between."""
+    args = {k: torch.stack([t, t + 1], -1)[..., 0] for k, t in lstm_problem(3, 2, 4, 7, F32, device).items()}
+    expect("layer_norm_lstm", args, lengths=torch.tensor([3, 0, 1, 0], device=device)[::2])
 
 
 # ---- ATen --------------------------------------------------------------------------------------
@@ -90,6 +115,7 @@ def test_aten_sizes(H: int, dtype: torch.dtype, device: torch.device) -> None:
 # ---- what a step costs -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("stepwise")
 @pytest.mark.parametrize("P", [None, 3])
 def test_launches_and_allocations_of_a_step(
     P: int | None, monkeypatch: pytest.MonkeyPatch, device: torch.device
@@ -98,6 +124,11 @@ def test_launches_and_allocations_of_a_step(
     forward, backward = per_step("layer_norm_lstm", lambda T: lstm_problem(T, 2, 3, 7, F32, device, P=P), monkeypatch)
     assert forward == (2 if P is None else 3, 0)
     assert backward == (2 if P is None else 5, 0)
+
+
+def test_a_step_costs_nothing_at_once(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    found = per_step("layer_norm_lstm", lambda T: lstm_problem(T, 2, 3, 7, F32, device), monkeypatch)
+    assert found == ((0, 0), (0, 0))
 
 
 # ---- autograd ----------------------------------------------------------------------------------
@@ -122,6 +153,7 @@ def test_gradients_only_of_what_requires_them(wanted: str, device: torch.device)
     assert all(t.grad is None for t in args.values())
 
 
+@pytest.mark.usefixtures("at_once")
 def test_backward_twice_gives_the_same_bits(device: torch.device) -> None:
     args = lstm_problem(2, 2, 3, 7, F32, device)
     leaves = [t.requires_grad_() for t in args.values()]
@@ -167,6 +199,7 @@ def test_a_changed_weight_is_noticed(device: torch.device) -> None:
         y.sum().backward()
 
 
+@pytest.mark.usefixtures("at_once")
 def test_rows_do_not_depend_on_each_other(device: torch.device) -> None:
     args = lstm_problem(2, 3, 4, 7, F32, device)
     y, _, _ = tritonln.layer_norm_lstm(**args)

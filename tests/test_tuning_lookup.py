@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import re
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from tritonln.kernels import row
 from tritonln.ops.layer_norm_triton import FORWARD, TUNABLES
 from tritonln.tuning import lookup
 from tritonln.tuning.ahead import registered
+from tritonln.tuning.config import STEPS, Config
 from tritonln.tuning.lookup import config_for
 from tritonln.tuning.table import Entry, path_of, save, user_folder
 from tritonln.tuning.tunable import Tunable
@@ -32,7 +34,7 @@ def test_every_kernel_is_registered() -> None:
     folder = pathlib.Path(row.__file__).parent
     launched = re.compile(r"^@triton\.jit\(do_not_specialize=.*\)\ndef (\w+)", re.MULTILINE)
     names = {name for file in folder.glob("*.py") for name in launched.findall(file.read_text())}
-    assert len(names) == 9
+    assert len(names) == 13
     assert names == {kernel.fn.__name__ for tunable in registered().values() for kernel in tunable.kernels()}
 
 
@@ -93,21 +95,44 @@ def test_a_looked_up_configuration_is_launched(gpu: Device, device: torch.device
     assert set(lookup.fixed().values()) == set(chosen.values())
 
 
-@pytest.mark.parametrize("name", ["layer_norm_lstm", "layer_norm_gru"])
-def test_step_kernels_take_what_is_looked_up(name: str, gpu: Device, device: torch.device) -> None:
-    """More programs than chosen, and with them more rows of the LSTM's partial sums."""
+def tabled(kind: str, gpu: Device, wanted: Callable[[Config], bool]) -> None:
+    """Puts a candidate of each recurrent kernel of a kind into the user's cache, for H = 48."""
     folder = user_folder()
     assert folder is not None
     for tunable in registered().values():
-        if "step" in tunable.name:
+        if kind in tunable.name:
             for usual in tunable.keys(48, F32):
                 key = tunable.key(48, **usual.operands, dcells=F32)  # where the kernel has one
-                one_row = next(c for c in tunable.candidates(key, gpu) if c.block_m == 1)
-                save(path_of(folder, tunable, gpu), tunable, gpu, {str(key): Entry(one_row, "measured")})
-    make = lstm_problem if name == "layer_norm_lstm" else gru_problem
-    expect_recurrent(name, make(2, 5, 3, 48, F32, device))
-    steps = [config for key, config in lookup.fixed().items() if "step" in key]
-    assert [c.block_m for c in steps] == [1, 1]
+                entry = Entry(next(c for c in tunable.candidates(key, gpu) if wanted(c)), "measured")
+                save(path_of(folder, tunable, gpu), tunable, gpu, {str(key): entry})
+
+
+PROBLEMS = {"layer_norm_lstm": lstm_problem, "layer_norm_gru": gru_problem}
+
+
+@pytest.mark.usefixtures("stepwise")
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_step_kernels_take_what_is_looked_up(name: str, gpu: Device, device: torch.device) -> None:
+    """More programs than chosen, and with them more rows of the LSTM's partial sums."""
+    tabled("step", gpu, lambda c: c.block_m == 1)
+    expect_recurrent(name, PROBLEMS[name](2, 5, 3, 48, F32, device))
+    assert [c.block_m for key, c in lookup.fixed().items() if "step" in key] == [1, 1]
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_whole_sequences_take_what_is_looked_up(name: str, gpu: Device, device: torch.device) -> None:
+    tabled("persistent", gpu, lambda c: c.block_m == 32)
+    expect_recurrent(name, PROBLEMS[name](2, 5, 3, 48, F32, device))
+    assert [c.block_m for key, c in lookup.fixed().items() if "persistent" in key] == [32, 32]
+    assert not any("step" in key for key in lookup.fixed())
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_table_can_ask_for_steps(name: str, gpu: Device, device: torch.device) -> None:
+    tabled("persistent", gpu, lambda c: c == STEPS)
+    expect_recurrent(name, PROBLEMS[name](2, 5, 3, 48, F32, device))
+    assert [c for key, c in lookup.fixed().items() if "persistent" in key] == [STEPS, STEPS]
+    assert sum("step" in key for key in lookup.fixed()) == 2
 
 
 def test_no_row_count_asks_again(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:

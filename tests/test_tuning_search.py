@@ -13,6 +13,7 @@ from torch import Tensor
 
 import tritonln
 from tests.problems import F32, problem
+from tests.recurrent import gru_problem, lstm_problem
 from tests.tuning import ROWS, clock, key_of, never, other_than_choice
 from tritonln import tuning
 from tritonln.device import Device
@@ -20,7 +21,7 @@ from tritonln.launch import Launch, Plan
 from tritonln.ops.layer_norm_triton import BACKWARD, FORWARD, SUMS
 from tritonln.tuning import lookup, search
 from tritonln.tuning.ahead import registered
-from tritonln.tuning.config import Config
+from tritonln.tuning.config import STEPS, Config
 from tritonln.tuning.lookup import known
 from tritonln.tuning.tunable import Key, Tunable
 
@@ -115,6 +116,31 @@ def test_a_candidate_that_raises_is_recorded(gpu: Device, device: torch.device) 
     trials = search.measured(SUMS, key, gpu, ROWS, 3, out_of_resources, device)
     assert trials[0].config == SUMS.choice(key, gpu)
     assert [t.error for t in trials[1:]] == ["RuntimeError: out of resource: shared memory"] * 2
+
+
+@pytest.mark.parametrize("steps_are_fast", [False, True])
+@pytest.mark.parametrize("name", ["layer_norm_lstm", "layer_norm_gru"])
+def test_search_decides_between_whole_sequences_and_steps(
+    name: str, steps_are_fast: bool, gpu: Device, device: torch.device
+) -> None:
+    """All four kernels of a layer on its first forward; the faster way is taken forward and backward."""
+    args = {"layer_norm_lstm": lstm_problem, "layer_norm_gru": gru_problem}[name](2, 3, 3, 16, F32, device)
+    timed = []
+
+    def best_for_steps(config: Config, launches: Sequence[Callable[[], object]]) -> float:
+        timed.append(config)
+        return 0.1 if (config == STEPS) == steps_are_fast else 1.0
+
+    with tuning.policy("search", rows=ROWS, clock=best_for_steps):
+        y = getattr(tritonln, name)(**{k: t.requires_grad_() for k, t in args.items()})[0]
+        assert timed.count(STEPS) == 2
+        assert {entry.provenance for entry in lookup._fixed.values()} == {"measured"}
+        tried = len(timed)
+        with pytest.warns(UserWarning, match="does not tune in a backward pass"):  # the gradients of the gains
+            y.sum().backward()
+        assert len(timed) == tried
+    chosen = [entry.config for key, entry in lookup._fixed.items() if "persistent" in key[2]]
+    assert [c == STEPS for c in chosen] == [steps_are_fast] * 2
 
 
 def test_search_tunes_on_first_use_and_the_backward_with_the_forward(gpu: Device, device: torch.device) -> None:

@@ -13,8 +13,7 @@ from tritonln.launch import Plan
 from tritonln.ops import layer_norm_gru_triton as stepwise
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import GRUSteps, direction, states
-from tritonln.ops.whole_sequence import WholeSequence, plan
-from tritonln.tuning.lookup import current_policy
+from tritonln.ops.whole_sequence import WholeSequence, plan, settle
 from tritonln.tuning.recurrent import Demand
 
 # ---- from configurations to launches -------------------------------------------------------------
@@ -123,8 +122,12 @@ def forward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None] | None:
     """As layer_norm_gru_triton.forward."""
     dtype, wide = x_rz.dtype, arithmetic(x_rz.dtype)
-    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
-        _ = backward_plan(dtype, dtype, s, device) or stepwise.backward_plan_of(dtype, dtype, s, device)
+    settle(
+        save,
+        lambda: stepwise.forward_plan_of(dtype, s, save, device),
+        lambda: stepwise.backward_plan_of(dtype, dtype, s, device),
+        lambda: backward_plan(dtype, dtype, s, device),
+    )
     launching = forward_plan(dtype, s, save, device)
     if launching is None:
         return None

@@ -13,8 +13,7 @@ from tritonln.launch import Plan
 from tritonln.ops import layer_norm_lstm_triton as stepwise
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import LSTMSteps, direction, states
-from tritonln.ops.whole_sequence import WholeSequence, plan
-from tritonln.tuning.lookup import current_policy
+from tritonln.ops.whole_sequence import WholeSequence, plan, settle
 from tritonln.tuning.recurrent import Demand
 
 # ---- from configurations to launches -------------------------------------------------------------
@@ -129,9 +128,13 @@ def forward(
     x: Tensor, h0: Tensor, c0: Tensor, s: LSTMSteps, save: bool, device: Device
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, None] | None:
     """As layer_norm_lstm_triton.forward."""
-    if save and current_policy().name != "lookup":  # a backward pass may not search, nor should it be the one to fail
-        dtypes = (x.dtype, x.dtype, None)
-        _ = backward_plan(*dtypes, s, device) or stepwise.backward_plan_of(*dtypes, s, device)
+    dtypes = (x.dtype, x.dtype, None)
+    settle(
+        save,
+        lambda: stepwise.forward_plan_of(x.dtype, s, save, device),
+        lambda: stepwise.backward_plan_of(*dtypes, s, device),
+        lambda: backward_plan(*dtypes, s, device),
+    )
     launching = forward_plan(x.dtype, s, save, device)
     if launching is None:
         return None

@@ -223,8 +223,8 @@ def added_up(dw_c: Tensor | None, db_c: Tensor | None, device: Device) -> tuple[
         return None, None
     programs, H = dw_c.shape
     sums = dw_c.new_empty(H), None if db_c is None else db_c.new_empty(H)
-    adding = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
-    adding.launch(adding.count(H), (dw_c, db_c, *sums), (), (programs,))
+    plan = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
+    plan.launch(plan.count(H), (dw_c, db_c, *sums), (), (programs,))
     return sums
 
 

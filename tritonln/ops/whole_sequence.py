@@ -14,7 +14,7 @@ from tritonln.launch import Launch, Plan
 from tritonln.ops.recurrent import direction
 from tritonln.tuning import recurrent
 from tritonln.tuning.config import STEPS, Config
-from tritonln.tuning.lookup import config_for, planned
+from tritonln.tuning.lookup import config_for, current_policy, planned
 from tritonln.tuning.recurrent import LENGTH, Demand
 from tritonln.tuning.tunable import Key, Tunable
 
@@ -84,3 +84,23 @@ def plan(
         return None
     config = config_for(tunable, key, device)
     return None if config == STEPS else sequence.launching(H, variant, config, device)
+
+
+def settle(
+    save: bool,
+    forward_stepwise: Callable[[], Plan],
+    backward_stepwise: Callable[[], Plan],
+    backward: Callable[[], Plan | None],
+) -> None:
+    """Ahead of a forward pass, the plans of its backward pass, which may not search nor should be the one to fail.
+
+    A search takes the plans of single steps first, which the whole sequence is measured against.
+    """
+    policy = current_policy().name
+    if policy == "search":
+        forward_stepwise()
+        if save:
+            backward_stepwise()
+            backward()
+    elif policy == "frozen" and save and backward() is None:
+        backward_stepwise()

@@ -104,20 +104,15 @@ def measuring() -> Iterator[None]:
         yield
     finally:
         _policy = before
-        _forget_plans()
 
 
 def look_again() -> None:
     """Forgets plans, files, and every configuration that was not measured."""
-    _forget_plans()
+    for plan in _plans:
+        plan.cache_clear()
     _entries.cache_clear()
     for identity in [i for i, entry in _fixed.items() if entry.provenance != "measured"]:
         del _fixed[identity]
-
-
-def _forget_plans() -> None:
-    for plan in _plans:
-        plan.cache_clear()
 
 
 def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
