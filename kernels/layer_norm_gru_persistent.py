@@ -21,6 +21,7 @@ import triton.language as tl
 
 from .gates import load_gates, store_gates
 from .layer_norm_gru import advance, load_b_n, load_x, retreat
+from .layer_norm_lstm import running
 from .matrix import load_blocks, products, sum_of_products
 from .row import load_upcast
 
@@ -123,9 +124,6 @@ def gru_persistent_bwd(
     gate_row = rows * (3 * H) + cols
 
     blocks = load_blocks(weight_ptr, H, 1, H, 3, BLOCK_H)
-    length = T
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     for step in tl.range(0, T, num_stages=STAGES):
         t = first + step * walk
@@ -137,7 +135,9 @@ def gru_persistent_bwd(
         w_hh, b_n = load_gates(w_hh_ptr, col, col < H, H, 3), load_b_n(b_hh_ptr, col, col < H, H)
         if dy_ptr is not None:
             dh += load_upcast(dy_ptr + current, inside)
-        runs = inside & (t < length)
+        runs = inside
+        if lengths_ptr is not None:
+            runs = inside & running(lengths_ptr, t, rows, B)
         dgates, dm, dp, kept = retreat(
             p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT
         )

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .gates import load_gates, store_gates
-from .layer_norm_lstm import advance, retreat, through_norm
+from .layer_norm_lstm import advance, retreat, running, through_norm
 from .matrix import load_blocks, products, sum_of_products
 from .row import load_upcast, sum_pieces
 
@@ -126,9 +126,6 @@ def lstm_persistent_bwd(
     gate_row = rows * (4 * H) + cols
 
     blocks = load_blocks(weight_ptr, H, 1, H, 4, BLOCK_H)
-    length = T
-    if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     dc, dw_c = dh, tl.zeros([BLOCK_M // 2, BLOCK_H], tl.float32)
     db_c = dw_c
@@ -145,7 +142,9 @@ def lstm_persistent_bwd(
             dh += load_upcast(dy_ptr + current, inside)
         if dcells_ptr is not None:
             dc += load_upcast(dcells_ptr + current, inside)
-        runs = inside & (t < length)
+        runs = inside
+        if lengths_ptr is not None:
+            runs = inside & running(lengths_ptr, t, rows, B)
         dgates, p_hat, rstd, dc, dw_c_step, db_c_step = retreat(
             p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B, H, eps, CARRY
         )

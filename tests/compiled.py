@@ -1,4 +1,4 @@
-"""The recurrent step kernels compiled for GPUs that are not here, in a process of its own.
+"""The recurrent kernels compiled for GPUs that are not here, in a process of its own.
 
     python -m tests.compiled lstm sm_90 100,2048
 
@@ -29,9 +29,11 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
 
 
 def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
-    """One step forward and one backward with everything that can be there: lengths, gains, gradients of all results."""
+    """A sequence forward and backward with everything that can be there: lengths, gains, gradients of all results."""
     from tritonln.device import TARGETS
-    from tritonln.ops import layer_norm_gru_triton, layer_norm_lstm_triton
+    from tritonln.ops import layer_norm_gru_persistent, layer_norm_lstm_persistent
+    from tritonln.ops import layer_norm_gru_triton as gru
+    from tritonln.ops import layer_norm_lstm_triton as lstm
     from tritonln.ops.recurrent import GRUSteps, LSTMSteps
 
     T, B, device, f32 = 1, 32, TARGETS[target], torch.float32
@@ -40,17 +42,21 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
         x = empty(T, B, 4 * H, dtype=dtype)
         norms = (empty(4 * H, dtype=f32), empty(H, dtype=f32), empty(H, dtype=f32))
         steps = LSTMSteps(empty(4 * H, H, dtype=dtype), *norms, None, lengths, False, False, 1e-5)
-        h, c, p, stats, _ = layer_norm_lstm_triton.forward(x, h0, h0, steps, True, False, device)
+        at_once = layer_norm_lstm_persistent.forward(x, h0, h0, steps, True, device)
+        h, c, p, stats, _ = at_once or lstm.forward(x, h0, h0, steps, True, False, device)
         assert p is not None
         dy, dcells = torch.empty_like(h), torch.empty_like(c)
-        layer_norm_lstm_triton.backward(dy, dcells, x, p, stats, h, c, steps, False, device)
+        if not layer_norm_lstm_persistent.backward(dy, dcells, x, p, stats, c, steps, device):
+            lstm.backward(dy, dcells, x, p, stats, h, c, steps, False, device)
     else:
         x_rz, x_n = empty(T, B, 2 * H, dtype=dtype), empty(T, B, H, dtype=dtype)
         norms = (empty(3 * H, dtype=f32), empty(3 * H, dtype=f32))
-        gru = GRUSteps(empty(3 * H, H, dtype=dtype), *norms, lengths, False, False, 1e-5)
-        h, state, p, *stats = layer_norm_gru_triton.forward(x_rz, x_n, h0, gru, True, False, device)
-        known = (x_rz, x_n, p, *stats, h if state is None else state)
-        layer_norm_gru_triton.backward(torch.empty_like(h), *known, gru, False, device)
+        gru_steps = GRUSteps(empty(3 * H, H, dtype=dtype), *norms, lengths, False, False, 1e-5)
+        at_once = layer_norm_gru_persistent.forward(x_rz, x_n, h0, gru_steps, True, device)
+        h, state, p, *stats = at_once or gru.forward(x_rz, x_n, h0, gru_steps, True, False, device)
+        known = (torch.empty_like(h), x_rz, x_n, p, *stats, h if state is None else state, gru_steps)
+        if not layer_norm_gru_persistent.backward(*known, device):
+            gru.backward(*known, False, device)
 
 
 def main(kind: str, target: str, sizes: str) -> None:
@@ -67,7 +73,7 @@ def main(kind: str, target: str, sizes: str) -> None:
                 run(kind, H, dtype, target)
             for call in calls:
                 name = call.launch.kernel.__name__
-                if "step" in name:
+                if "step" in name or "persistent" in name:
                     found[f"{name} {H} {dtype}"] = read(compile_launch(call, device), device).spills
     print(json.dumps(found))
 

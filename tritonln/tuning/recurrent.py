@@ -58,9 +58,9 @@ class Demand(NamedTuple):
 
 
 def persistent(H: int, demand: Demand, device: Device) -> Config:
-    """As many warps as have columns of their own in a product, up to 8: more leave too few registers backward."""
+    """8 warps: fewer run out of registers backward, and more have too few each.  AMD's as many as divide a product."""
     width = _width(H)
-    warps = max(1, min(8, width // (8 if device.backend == "cuda" else 16)))
+    warps = 8 if device.backend == "cuda" else width // MATRIX_ROWS
     for stages in (2, 1):
         if _on_chip(width, demand, MATRIX_ROWS, stages, device):
             return Config(MATRIX_ROWS, width, warps, num_stages=stages)
