@@ -13,8 +13,14 @@ from tritonln.ops.recurrent import LSTMSteps, order, running, states
 
 norm_backward = torch.ops.aten.native_layer_norm_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-tanh_backward = torch.ops.aten.tanh_backward.grad_input
+tanh_backward = torch.ops.aten.tanh_backward.default
 INPUT_ONLY = (True, False, False)
+MINUS_ONE = torch.tensor(-1.0)  # of no dimensions, so of any dtype; a number takes longer
+
+
+def tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """As 2 sigmoid(2 x) - 1, off by an ulp of 1 at most: torch's own takes twice the time."""
+    return torch.add(MINUS_ONE, torch.add(x, x).sigmoid_(), alpha=2, out=out)
 
 
 def forward(
@@ -24,7 +30,10 @@ def forward(
     s: LSTMSteps,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """As layer_norm_lstm_triton.forward, but the gates take the place of x, activated: the backward wants them."""
+    """As layer_norm_lstm_triton.forward, but the gates take the place of x, activated: the backward wants them.
+
+    Of g that is s with g = 2 s - 1, as in tanh, so that one sigmoid serves all gates.
+    """
     weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps = s
     (T, B, _), H, dtype = x.shape, c0.shape[-1], arithmetic(x.dtype)
     h, c = states(T, h0, x.dtype, reverse), states(T, c0, dtype, reverse)
@@ -36,18 +45,19 @@ def forward(
     moments: list[tuple[Tensor, Tensor]] = []
     gates = x if x.dtype == dtype else torch.empty((1, B, 4 * H), dtype=dtype, device=x.device).expand(T, -1, -1)
     hs, cs, xs, ps, rows = (each.unbind(0) for each in (h, c, x, p.expand(T, -1, -1), gates))
-    i, f, g, o = (part.unbind(0) for part in gates.split(H, -1))
-    i_f = gates[..., : 2 * H].unbind(0)
+    i, f, s_g, o = (part.unbind(0) for part in gates.split(H, -1))
     for t, previous, current in order(T, reverse):
         p_t = torch.mm(hs[previous], weight_hh, out=ps[t]).to(dtype)
         if w_hh is not None:
             p_t, mean, rstd = torch.native_layer_norm(p_t, (4 * H,), w_hh, None, eps)
             moments.append((mean, rstd))
         torch.add(xs[t], p_t, out=rows[t])
-        i_f[t].sigmoid_()
-        c_t = torch.mul(f[t], cs[previous], out=cs[current]).addcmul_(i[t], g[t].tanh_())
+        s_g[t].add_(s_g[t])
+        rows[t].sigmoid_()
+        g = torch.add(MINUS_ONE, s_g[t], alpha=2)
+        c_t = torch.mul(f[t], cs[previous], out=cs[current]).addcmul_(i[t], g)
         n = c_t if w_c is None else torch.native_layer_norm(c_t, (H,), w_c, b_c, eps)[0]
-        h_t = torch.mul(o[t].sigmoid_(), n.tanh(), out=hs[current] if m is None else m[current])
+        h_t = torch.mul(o[t], tanh(n), out=hs[current] if m is None else m[current])
         if gates is not x:
             xs[t].copy_(rows[t])
         if carry:
@@ -76,33 +86,32 @@ def backward(
     w_hh, w_c, b_c = (None if w is None else w.to(dtype) for w in (ln_hh_weight, ln_c_weight, ln_c_bias))
     runs = None if lengths is None else running(T, lengths)
     before, after = (slice(1, None), slice(None, -1)) if reverse else (slice(None, -1), slice(1, None))
-    i, f, g, o = x.to(dtype).split(H, -1)
-    raw = c[after] if runs is None and not carry else torch.addcmul(f * c[before], i, g)
-    n = raw
+    gates, p = x.to(dtype), p.to(dtype)
+    i, f, s_g, o = gates.split(H, -1)
+    raw = n = c[after]
+    if runs is not None or carry:
+        raw = n = torch.addcmul(f * c[before], i, torch.add(MINUS_ONE, s_g, alpha=2))
     if w_c is not None:
         n, mean_c, rstd_c = torch.native_layer_norm(raw, (H,), w_c, b_c, eps)
         means_c, rstds_c = mean_c.unbind(0), rstd_c.unbind(0)
-    tanh_n = n.tanh()
 
-    # What dh or d_raw is multiplied with in each gradient, which the steps put in its place: new memory costs time.
-    dns, dgates = torch.empty_like(tanh_n), torch.empty((T, B, 4 * H), dtype=dtype, device=x.device)
+    # New memory costs as much as arithmetic: gradients begin as what dh or d_raw will be multiplied with in them.
+    dgates = torch.empty_like(gates)
     d_i, d_f, d_g, d_o = dgates.split(H, -1)
-    tanh_backward(o, tanh_n, grad_input=dns)
-    sigmoid_backward(g, i, grad_input=d_i)
-    sigmoid_backward(c[before], f, grad_input=d_f)
-    tanh_backward(i, g, grad_input=d_g)
-    sigmoid_backward(tanh_n, o, grad_input=d_o)
-
-    dp = dgates if w_hh is None else torch.empty_like(x)
+    torch.add(MINUS_ONE, s_g, alpha=2, out=d_i)
+    torch.mul(i, 4, out=d_g)
+    dns = tanh_backward(o, tanh(n, out=d_o))
+    dp = torch.empty_like(x) if w_hh is not None or x.dtype != dtype else dgates
     if w_hh is not None and stats is not None:
         means, rstds = (part.contiguous().unbind(0) for part in stats.view(T, B, 2).split(1, -1))
     dh_total = None if weight_hr is None else x.new_empty((T, *h.shape[1:]))
     dh, dc = torch.zeros_like(h[0]), torch.zeros_like(c[0])
     kept = None
-    fs, raws, d_is, d_fs, d_gs, d_os, rows = (each.unbind(0) for each in (f, raw, d_i, d_f, d_g, d_o, dgates))
-    ps, dps, dn = p.unbind(0), dp.unbind(0), dns.unbind(0)
+    fs, raws, dn, rows, d_rows, d_is, d_fs, d_gs, d_os, cs, ps, dps = (
+        each.unbind(0) for each in (f, raw, dns, gates, dgates, d_i, d_f, d_g, d_o, c, p, dp)
+    )
     dys, dcs = (None if each is None else each.unbind(0) for each in (dy, dcells))
-    for t, _, current in reversed(order(T, reverse)):
+    for t, previous, current in reversed(order(T, reverse)):
         if dys is not None:
             dh += dys[current]
         if kept is not None:
@@ -115,7 +124,6 @@ def backward(
         if weight_hr is not None and dh_total is not None:
             dh_total[t] = dh
             dh = dh @ weight_hr
-        dh = dh.to(dtype)
         dc_here = dc if runs is None else dc * runs[t]
         d_raw = dn[t].mul_(dh)
         if carry:
@@ -124,17 +132,21 @@ def backward(
             d_raw = norm_backward(d_raw, raws[t], (H,), means_c[t], rstds_c[t], w_c, b_c, INPUT_ONLY)[0]
         if not carry:
             d_raw += dc_here
-        for d_gate, d in ((d_is, d_raw), (d_fs, d_raw), (d_gs, d_raw), (d_os, dh)):
-            d_gate[t].mul_(d)
+        d_is[t].mul_(d_raw)
+        torch.mul(d_raw, cs[previous], out=d_fs[t])
+        d_gs[t].mul_(d_raw)
+        d_os[t].mul_(dh)
+        d_gates = sigmoid_backward(d_rows[t], rows[t], grad_input=d_rows[t])
         if w_hh is not None:
-            p_t = ps[t].to(dtype)
-            dps[t].copy_(norm_backward(rows[t], p_t, (4 * H,), means[t], rstds[t], w_hh, None, INPUT_ONLY)[0])
+            d_gates = norm_backward(d_gates, ps[t], (4 * H,), means[t], rstds[t], w_hh, None, INPUT_ONLY)[0]
+        if dp is not dgates:
+            dps[t].copy_(d_gates)
         dc = d_raw * fs[t] if runs is None else torch.where(runs[t], d_raw * fs[t], dc)
-        dh = dps[t].to(weight_hh.dtype) @ weight_hh
+        dh = dps[t] @ weight_hh
     dw_c = db_c = None
     if w_c is not None:
         _, dw_c, db_c = norm_backward(dns, raw, (H,), mean_c, rstd_c, w_c, b_c, (False, True, b_c is not None))
-    return dgates.to(x.dtype), dp.to(x.dtype), dh if kept is None else dh + kept, dc, dw_c, db_c, dh_total
+    return dgates.to(x.dtype), dp, dh if kept is None else dh + kept, dc, dw_c, db_c, dh_total
 
 
 def joined(moments: list[tuple[Tensor, Tensor]], reverse: bool) -> Tensor | None:
