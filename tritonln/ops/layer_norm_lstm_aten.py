@@ -13,14 +13,15 @@ from tritonln.ops.recurrent import LSTMSteps, order, running, states
 
 norm_backward = torch.ops.aten.native_layer_norm_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
-tanh_backward = torch.ops.aten.tanh_backward.default
+tanh_backward = torch.ops.aten.tanh_backward.grad_input
 INPUT_ONLY = (True, False, False)
 MINUS_ONE = torch.tensor(-1.0)  # of no dimensions, so of any dtype; a number takes longer
 
 
-def tanh(x: Tensor, out: Tensor | None = None) -> Tensor:
+def tanh(x: Tensor) -> Tensor:
     """As 2 sigmoid(2 x) - 1, off by an ulp of 1 at most: torch's own takes twice the time."""
-    return torch.add(MINUS_ONE, torch.add(x, x).sigmoid_(), alpha=2, out=out)
+    s = torch.add(x, x).sigmoid_()
+    return torch.add(MINUS_ONE, s, alpha=2, out=s)
 
 
 def forward(
@@ -30,10 +31,7 @@ def forward(
     s: LSTMSteps,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """As layer_norm_lstm_triton.forward, but the gates take the place of x, activated: the backward wants them.
-
-    Of g that is s with g = 2 s - 1, as in tanh, so that one sigmoid serves all gates.
-    """
+    """As layer_norm_lstm_triton.forward, but the gates take the place of x, activated: the backward wants them."""
     weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths, reverse, carry, eps = s
     (T, B, _), H, dtype = x.shape, c0.shape[-1], arithmetic(x.dtype)
     h, c = states(T, h0, x.dtype, reverse), states(T, c0, dtype, reverse)
@@ -44,18 +42,21 @@ def forward(
     runs = None if lengths is None else running(T, lengths)
     moments: list[tuple[Tensor, Tensor]] = []
     gates = x if x.dtype == dtype else torch.empty((1, B, 4 * H), dtype=dtype, device=x.device).expand(T, -1, -1)
-    hs, cs, xs, ps, rows = (each.unbind(0) for each in (h, c, x, p.expand(T, -1, -1), gates))
-    i, f, s_g, o = (part.unbind(0) for part in gates.split(H, -1))
+    hs, cs, ps, rows = (each.unbind(0) for each in (h, c, p.expand(T, -1, -1), gates))
+    xs = rows if gates is x else x.unbind(0)
+    i, f, g, o = (part.unbind(0) for part in gates.split(H, -1))
     for t, previous, current in order(T, reverse):
-        p_t = torch.mm(hs[previous], weight_hh, out=ps[t]).to(dtype)
+        p_t = torch.mm(hs[previous], weight_hh, out=ps[t])
+        if gates is not x:
+            p_t = p_t.to(dtype)
         if w_hh is not None:
             p_t, mean, rstd = torch.native_layer_norm(p_t, (4 * H,), w_hh, None, eps)
             moments.append((mean, rstd))
         torch.add(xs[t], p_t, out=rows[t])
-        s_g[t].add_(s_g[t])
+        g[t].add_(g[t])  # as in tanh, so that one sigmoid serves all gates
         rows[t].sigmoid_()
-        g = torch.add(MINUS_ONE, s_g[t], alpha=2)
-        c_t = torch.mul(f[t], cs[previous], out=cs[current]).addcmul_(i[t], g)
+        torch.add(MINUS_ONE, g[t], alpha=2, out=g[t])
+        c_t = torch.mul(f[t], cs[previous], out=cs[current]).addcmul_(i[t], g[t])
         n = c_t if w_c is None else torch.native_layer_norm(c_t, (H,), w_c, b_c, eps)[0]
         h_t = torch.mul(o[t], tanh(n), out=hs[current] if m is None else m[current])
         if gates is not x:
@@ -86,32 +87,35 @@ def backward(
     w_hh, w_c, b_c = (None if w is None else w.to(dtype) for w in (ln_hh_weight, ln_c_weight, ln_c_bias))
     runs = None if lengths is None else running(T, lengths)
     before, after = (slice(1, None), slice(None, -1)) if reverse else (slice(None, -1), slice(1, None))
-    gates, p = x.to(dtype), p.to(dtype)
-    i, f, s_g, o = gates.split(H, -1)
+    i, f, g, o = x.to(dtype).split(H, -1)
     raw = n = c[after]
     if runs is not None or carry:
-        raw = n = torch.addcmul(f * c[before], i, torch.add(MINUS_ONE, s_g, alpha=2))
+        raw = n = torch.addcmul(f * c[before], i, g)
     if w_c is not None:
         n, mean_c, rstd_c = torch.native_layer_norm(raw, (H,), w_c, b_c, eps)
         means_c, rstds_c = mean_c.unbind(0), rstd_c.unbind(0)
+    tanh_n = tanh(n)
 
-    # New memory costs as much as arithmetic: gradients begin as what dh or d_raw will be multiplied with in them.
-    dgates = torch.empty_like(gates)
+    # What dh or d_raw is multiplied with in each gradient.  The products take its place: new memory costs time.
+    dns, dgates = torch.empty_like(tanh_n), torch.empty((T, B, 4 * H), dtype=dtype, device=x.device)
     d_i, d_f, d_g, d_o = dgates.split(H, -1)
-    torch.add(MINUS_ONE, s_g, alpha=2, out=d_i)
-    torch.mul(i, 4, out=d_g)
-    dns = tanh_backward(o, tanh(n, out=d_o))
+    sigmoid_backward(g, i, grad_input=d_i)
+    sigmoid_backward(c[before], f, grad_input=d_f)
+    tanh_backward(i, g, grad_input=d_g)
+    sigmoid_backward(tanh_n, o, grad_input=d_o)
+    tanh_backward(o, tanh_n, grad_input=dns)
+
     dp = torch.empty_like(x) if w_hh is not None or x.dtype != dtype else dgates
     if w_hh is not None and stats is not None:
+        ps = p.to(dtype).unbind(0)
         means, rstds = (part.contiguous().unbind(0) for part in stats.view(T, B, 2).split(1, -1))
     dh_total = None if weight_hr is None else x.new_empty((T, *h.shape[1:]))
     dh, dc = torch.zeros_like(h[0]), torch.zeros_like(c[0])
     kept = None
-    fs, raws, dn, rows, d_rows, d_is, d_fs, d_gs, d_os, cs, ps, dps = (
-        each.unbind(0) for each in (f, raw, dns, gates, dgates, d_i, d_f, d_g, d_o, c, p, dp)
-    )
+    fs, raws, dn, dps, rows = (each.unbind(0) for each in (f, raw, dns, dp, dgates))
+    d_is, d_fs, d_gs, d_os = (part.unbind(0) for part in (d_i, d_f, d_g, d_o))
     dys, dcs = (None if each is None else each.unbind(0) for each in (dy, dcells))
-    for t, previous, current in reversed(order(T, reverse)):
+    for t, _, current in reversed(order(T, reverse)):
         if dys is not None:
             dh += dys[current]
         if kept is not None:
@@ -133,14 +137,14 @@ def backward(
         if not carry:
             d_raw += dc_here
         d_is[t].mul_(d_raw)
-        torch.mul(d_raw, cs[previous], out=d_fs[t])
+        d_fs[t].mul_(d_raw)
         d_gs[t].mul_(d_raw)
         d_os[t].mul_(dh)
-        d_gates = sigmoid_backward(d_rows[t], rows[t], grad_input=d_rows[t])
+        dp_t = rows[t]
         if w_hh is not None:
-            d_gates = norm_backward(d_gates, ps[t], (4 * H,), means[t], rstds[t], w_hh, None, INPUT_ONLY)[0]
+            dp_t = norm_backward(dp_t, ps[t], (4 * H,), means[t], rstds[t], w_hh, None, INPUT_ONLY)[0]
         if dp is not dgates:
-            dps[t].copy_(d_gates)
+            dps[t].copy_(dp_t)
         dc = d_raw * fs[t] if runs is None else torch.where(runs[t], d_raw * fs[t], dc)
         dh = dps[t] @ weight_hh
     dw_c = db_c = None
@@ -156,4 +160,4 @@ def joined(moments: list[tuple[Tensor, Tensor]], reverse: bool) -> Tensor | None
     if reverse:
         moments = moments[::-1]
     means, rstds = zip(*moments)
-    return torch.cat([torch.stack(means), torch.stack(rstds)], -1)
+    return torch.cat([torch.cat(means), torch.cat(rstds)], -1).view(len(means), -1, 2)
