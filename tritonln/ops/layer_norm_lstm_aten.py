@@ -15,7 +15,7 @@ norm_backward = torch.ops.aten.native_layer_norm_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 INPUT_ONLY = (True, False, False)
-MINUS_ONE = torch.tensor(-1.0)  # of no dimensions, so of any dtype; a number takes longer
+MINUS_ONE = torch.tensor(-1.0, device="cpu")  # of no dimensions, so for any dtype and device; a number takes longer
 
 
 def fast_tanh(x: Tensor) -> Tensor:
