@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
+from tritonln.ops.layer_norm_lstm_aten import INPUT_ONLY, fast_tanh, norm_backward, sigmoid_backward, tanh_backward
 from tritonln.ops.recurrent import GRUSteps, order, running, states
-
-norm_backward = torch.ops.aten.native_layer_norm_backward
 
 
 def forward(
@@ -34,30 +33,35 @@ def forward(
     runs = None if lengths is None else running(T, lengths)
     moments: list[list[Tensor]] = [[], [], [], []]
     weight_hh = weight_hh.t()
+    inputs = (state, h, p.expand(T, -1, -1), x_rz[..., : 2 * H], x_n)
+    old, hs, ps, xs_rz, xs_n = (each.unbind(0) for each in inputs)
     for t, previous, current in order(T, reverse):
-        p_t = torch.mm(h[previous], weight_hh, out=p[t if save else 0]).to(dtype).split(widths, 1)
+        p_t = torch.mm(hs[previous], weight_hh, out=ps[t]).to(dtype).split_with_sizes(widths, 1)
         rz, mean, rstd = torch.native_layer_norm(p_t[0], widths[:1], w_hh[0], None, eps)
         found = [mean, rstd]
         if joint:
-            rz, m = rz.split((2 * H, H), 1)
+            rz, m = rz.split_with_sizes((2 * H, H), 1)
             m = m if b_n is None else m + b_n
         else:
             m, *more = torch.native_layer_norm(p_t[1], (H,), w_hh[1], b_n, eps)
             found += more
         for kept, new in zip(moments, found):
             kept.append(new)
-        r, z = (rz + x_rz[t, :, : 2 * H]).sigmoid_().split(H, 1)
-        n = torch.addcmul(x_n[t], r, m).tanh_()
-        new_h = torch.lerp(n, state[previous], z)
+        r, z = rz.add_(xs_rz[t]).sigmoid_().split_with_sizes((H, H), 1)
+        n = fast_tanh(torch.addcmul(xs_n[t], r, m))
+        new_h = torch.lerp(n, old[previous], z, out=old[current])
         if runs is not None:
-            new_h = torch.where(runs[t], new_h, state[previous])
-        state[current] = new_h
+            torch.where(runs[t], new_h, old[previous], out=new_h)
         if h is not state:
-            h[current] = new_h
+            hs[current].copy_(new_h)
     if not save:
         return h, None, None, None, None
     steps = slice(None, None, -1) if reverse else slice(None)
-    stats = [torch.cat([torch.stack(pair[steps]) for pair in moments[k : k + 2]], -1) for k in (0, 2) if moments[k]]
+    stats = [
+        torch.cat([torch.cat(part[steps]) for part in moments[k : k + 2]], -1).view(T, B, 2)
+        for k in (0, 2)
+        if moments[k]
+    ]
     return h, None if h is state else state, p, stats[0], None if joint else stats[1]
 
 
@@ -71,43 +75,52 @@ def backward(
     state: Tensor,
     s: GRUSteps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """As layer_norm_gru_triton.backward."""
-    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, _ = s
+    """As layer_norm_gru_triton.backward, but the norms are computed again, and with them the statistics."""
+    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
     (T, B, _), H, dtype = x_rz.shape, state.shape[-1], arithmetic(x_rz.dtype)
     before = slice(1, None) if reverse else slice(None, -1)
     widths = (3 * H,) if joint else (2 * H, H)
     rows = [part.contiguous() for part in p.to(dtype).split(widths, -1)]
-    # ATen reads statistics by their addresses.
-    stats = [[part.contiguous() for part in pair.split(1, -1)] for pair in (stats_rz, stats_n) if pair is not None]
     w_hh = ln_hh_weight.to(dtype).split(widths)
-    hats = [(row - mean) * rstd * w for row, (mean, rstd), w in zip(rows, stats, w_hh)]
-    r, z, m = torch.cat(hats, -1).split(H, -1)
+    norms = [torch.native_layer_norm(row, (N,), w, None, eps) for row, N, w in zip(rows, widths, w_hh)]
+    rz, m = norms[0][0].split((2 * H, H), -1) if joint else (norms[0][0], norms[1][0])
     m = m if bias_hh is None else m + bias_hh[2 * H :]
-    r, z = (r + x_rz[..., :H]).sigmoid_(), (z + x_rz[..., H : 2 * H]).sigmoid_()
-    n = torch.addcmul(x_n.to(dtype), r, m).tanh_()
-    # What dh is multiplied with in the gradient of each gate before its activation, and of m.
-    to_n = (1 - z) * (1 - n * n)
-    to_r, to_z, to_m = to_n * m * r * (1 - r), (state[before] - n) * z * (1 - z), to_n * r
+    r, z = rz.add_(x_rz[..., : 2 * H]).sigmoid_().split(H, -1)
+    n = fast_tanh(torch.addcmul(x_n.to(dtype), r, m))
+
+    # What dh is multiplied with in the gradient of each gate before its activation, and of m.  The products take its
+    # place: new memory costs time.
+    dgates = torch.empty((T, B, 3 * H), dtype=dtype, device=p.device)
+    d_r, d_z, d_n = dgates.split(H, -1)
+    tanh_backward(1 - z, n, grad_input=d_n)
+    sigmoid_backward(d_n * m, r, grad_input=d_r)
+    sigmoid_backward(state[before] - n, z, grad_input=d_z)
+    dm = d_n * r
     if lengths is not None:
         runs = running(T, lengths)
-        to_n, to_r, to_z, to_m = (f * runs for f in (to_n, to_r, to_z, to_m))
+        dgates *= runs
+        dm *= runs
         z = torch.where(runs, z, 1)
-    factors = [torch.stack([to_r, to_z, to_m], 2)] if joint else [torch.stack([to_r, to_z], 2), to_m.unsqueeze(2)]
 
-    dp = torch.empty((T, B, 3 * H), dtype=dtype, device=p.device)
-    dh_all = torch.empty_like(to_n)
+    dp = torch.empty_like(p)
     dh = torch.zeros_like(state[0])
+    dys = None if dy is None else dy.unbind(0)
+    products = list(zip(*(each.unbind(0) for each in (d_r, d_z, d_n, dm))))
+    d_rz, zs, dps = (each.unbind(0) for each in (dgates[..., : 2 * H], z, dp))
+    groups = [
+        (N, w, row.unbind(0), mean.unbind(0), rstd.unbind(0))
+        for N, w, row, (_, mean, rstd) in zip(widths, w_hh, rows, norms)
+    ]
     for t, _, current in reversed(order(T, reverse)):
-        if dy is not None:
-            dh = dh + dy[current]
-        dh_all[t] = dh
+        if dys is not None:
+            dh += dys[current]
+        for product in products[t]:
+            product.mul_(dh)
+        dq = d_rz[t], products[t][3]
         parts = [
-            norm_backward(
-                (f[t] * dh.unsqueeze(1)).flatten(1), row[t], (N,), mean[t], rstd[t], w, None, (True, False, False)
-            )[0]
-            for f, row, (mean, rstd), w, N in zip(factors, rows, stats, w_hh, widths)
+            norm_backward(d, row[t], (N,), mean[t], rstd[t], w, None, INPUT_ONLY)[0]
+            for d, (N, w, row, mean, rstd) in zip((torch.cat(dq, 1),) if joint else dq, groups)
         ]
-        dp_t = torch.cat(parts, 1, out=dp[t]).to(weight_hh.dtype)
-        dh = torch.addcmul((dp_t @ weight_hh).to(dtype), dh, z[t])
-    dgates = (torch.stack([to_r, to_z, to_n], 2) * dh_all.unsqueeze(2)).flatten(2)
-    return dgates.to(p.dtype), (to_m * dh_all).to(p.dtype), dp.to(p.dtype), dh
+        dps[t].copy_(parts[0]) if joint else torch.cat(parts, 1, out=dps[t])
+        dh = torch.addcmul((dps[t] @ weight_hh).to(dtype), dh, zs[t])
+    return dgates.to(p.dtype), dm.to(p.dtype), dp, dh

@@ -89,6 +89,8 @@ def backward(
         before = slice(1, None) if reverse else slice(None, -1)
         need_x, _, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh, _, _, need_hr = needs
         need_bias = need_bias_ih or need_bias_hh
+        dw_hh = product(dp, h[before]) if need_hh else None
+        del found, dp  # before dwx takes as much
         dwx: Any = dgates
         dw_x, dw_h, bias = None, None, total_bias(bias_ih, bias_hh)
         if ln_ih_weight is not None:
@@ -102,7 +104,7 @@ def backward(
             dh0,
             dc0,
             product(dwx, x) if need_ih else None,
-            product(dp, h[before]) if need_hh else None,
+            dw_hh,
             db if need_bias_ih else None,
             db.clone() if db is not None and need_bias_ih and need_bias_hh else db,
             dw_x,
