@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.layer_norm_lstm_aten import INPUT_ONLY, fast_tanh, norm_backward, sigmoid_backward, tanh_backward
+from tritonln.ops.layer_norm_lstm_aten import INPUT_ONLY, norm_backward, sigmoid_backward, tanh_backward
 from tritonln.ops.recurrent import GRUSteps, order, running, states
 
 
@@ -48,7 +48,7 @@ def forward(
         for kept, new in zip(moments, found):
             kept.append(new)
         r, z = rz.add_(xs_rz[t]).sigmoid_().split_with_sizes((H, H), 1)
-        n = fast_tanh(torch.addcmul(xs_n[t], r, m))
+        n = torch.addcmul(xs_n[t], r, m).tanh_()
         new_h = torch.lerp(n, old[previous], z, out=old[current])
         if runs is not None:
             torch.where(runs[t], new_h, old[previous], out=new_h)
@@ -86,7 +86,7 @@ def backward(
     rz, m = norms[0][0].split((2 * H, H), -1) if joint else (norms[0][0], norms[1][0])
     m = m if bias_hh is None else m + bias_hh[2 * H :]
     r, z = rz.add_(x_rz[..., : 2 * H]).sigmoid_().split(H, -1)
-    n = fast_tanh(torch.addcmul(x_n.to(dtype), r, m))
+    n = torch.addcmul(x_n.to(dtype), r, m).tanh_()
 
     # What dh is multiplied with in the gradient of each gate before its activation, and of m.  The products take its
     # place: new memory costs time.

@@ -15,13 +15,6 @@ norm_backward = torch.ops.aten.native_layer_norm_backward.default
 sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
 tanh_backward = torch.ops.aten.tanh_backward.grad_input
 INPUT_ONLY = (True, False, False)
-MINUS_ONE = torch.tensor(-1.0, device="cpu")  # of no dimensions, so for any dtype and device; a number takes longer
-
-
-def fast_tanh(x: Tensor) -> Tensor:
-    """As 2 sigmoid(2 x) - 1, in half the time of torch's own; off by an ulp of 1, so only for what a norm scales."""
-    s = torch.add(x, x).sigmoid_()
-    return torch.add(MINUS_ONE, s, alpha=2, out=s)
 
 
 def forward(
@@ -45,7 +38,7 @@ def forward(
     hs, cs, ps, rows = (each.unbind(0) for each in (h, c, p.expand(T, -1, -1), gates))
     xs = rows if gates is x else x.unbind(0)
     i, f, g, o = (part.unbind(0) for part in gates.split(H, -1))
-    tanh = torch.tanh if w_hh is None else fast_tanh
+    i_and_f = gates[..., : 2 * H].unbind(0)
     for t, previous, current in order(T, reverse):
         p_t = torch.mm(hs[previous], weight_hh, out=ps[t])
         if gates is not x:
@@ -54,17 +47,12 @@ def forward(
             p_t, mean, rstd = torch.native_layer_norm(p_t, (4 * H,), w_hh, None, eps)
             moments.append((mean, rstd))
         torch.add(xs[t], p_t, out=rows[t])
-        if w_hh is None:
-            g_t = g[t].tanh()
-            rows[t].sigmoid_()
-            g[t].copy_(g_t)
-        else:  # one sigmoid serves all gates, as in fast_tanh
-            g[t].add_(g[t])
-            rows[t].sigmoid_()
-            torch.add(MINUS_ONE, g[t], alpha=2, out=g[t])
+        i_and_f[t].sigmoid_()
+        g[t].tanh_()
+        o[t].sigmoid_()
         c_t = torch.mul(f[t], cs[previous], out=cs[current]).addcmul_(i[t], g[t])
         n = c_t if w_c is None else torch.native_layer_norm(c_t, (H,), w_c, b_c, eps)[0]
-        h_t = torch.mul(o[t], tanh(n), out=hs[current] if m is None else m[current])
+        h_t = torch.mul(o[t], n.tanh(), out=hs[current] if m is None else m[current])
         if gates is not x:
             xs[t].copy_(rows[t])
         if carry:
@@ -100,17 +88,9 @@ def backward(
     if w_c is not None:
         n, mean_c, rstd_c = torch.native_layer_norm(raw, (H,), w_c, b_c, eps)
         means_c, rstds_c = mean_c.unbind(0), rstd_c.unbind(0)
-    tanh_n = n.tanh() if w_hh is None else fast_tanh(n)
+    tanh_n = n.tanh()
 
-    # What dh or d_raw is multiplied with in each gradient.  The products take its place: new memory costs time.
     dns, dgates = torch.empty_like(tanh_n), torch.empty((T, B, 4 * H), dtype=dtype, device=x.device)
-    d_i, d_f, d_g, d_o = dgates.split(H, -1)
-    sigmoid_backward(g, i, grad_input=d_i)
-    sigmoid_backward(c[before], f, grad_input=d_f)
-    tanh_backward(i, g, grad_input=d_g)
-    sigmoid_backward(tanh_n, o, grad_input=d_o)
-    tanh_backward(o, tanh_n, grad_input=dns)
-
     dp = torch.empty_like(x) if w_hh is not None or x.dtype != dtype else dgates
     if w_hh is not None and stats is not None:
         ps = p.to(dtype).unbind(0)
@@ -118,8 +98,9 @@ def backward(
     dh_total = None if weight_hr is None else x.new_empty((T, *h.shape[1:]))
     dh, dc = torch.zeros_like(h[0]), torch.zeros_like(c[0])
     kept = None
-    fs, raws, dn, dps, rows = (each.unbind(0) for each in (f, raw, dns, dp, dgates))
-    d_is, d_fs, d_gs, d_os = (part.unbind(0) for part in (d_i, d_f, d_g, d_o))
+    i, f, g, o, cs, raws, tanhs = (each.unbind(0) for each in (i, f, g, o, c[before], raw, tanh_n))
+    dn, dps, rows = dns.unbind(0), dp.unbind(0), dgates.unbind(0)
+    d_i, d_f, d_g, d_o = (part.unbind(0) for part in dgates.split(H, -1))
     dys, dcs = (None if each is None else each.unbind(0) for each in (dy, dcells))
     for t, _, current in reversed(order(T, reverse)):
         if dys is not None:
@@ -133,26 +114,26 @@ def backward(
             dh -= kept
         if weight_hr is not None and dh_total is not None:
             dh_total[t] = dh
-            dh = dh @ weight_hr
+            dh = torch.mm(dh, weight_hr)
         dc_here = dc if runs is None else dc * runs[t]
-        d_raw = dn[t].mul_(dh)
+        d_raw = tanh_backward(torch.mul(dh, o[t], out=dn[t]), tanhs[t], grad_input=dn[t])
         if carry:
             d_raw += dc_here
         if w_c is not None:
             d_raw = norm_backward(d_raw, raws[t], (H,), means_c[t], rstds_c[t], w_c, b_c, INPUT_ONLY)[0]
         if not carry:
             d_raw += dc_here
-        d_is[t].mul_(d_raw)
-        d_fs[t].mul_(d_raw)
-        d_gs[t].mul_(d_raw)
-        d_os[t].mul_(dh)
+        sigmoid_backward(torch.mul(d_raw, g[t], out=d_i[t]), i[t], grad_input=d_i[t])
+        sigmoid_backward(torch.mul(d_raw, cs[t], out=d_f[t]), f[t], grad_input=d_f[t])
+        tanh_backward(torch.mul(d_raw, i[t], out=d_g[t]), g[t], grad_input=d_g[t])
+        sigmoid_backward(torch.mul(dh, tanhs[t], out=d_o[t]), o[t], grad_input=d_o[t])
         dp_t = rows[t]
         if w_hh is not None:
             dp_t = norm_backward(dp_t, ps[t], (4 * H,), means[t], rstds[t], w_hh, None, INPUT_ONLY)[0]
         if dp is not dgates:
             dps[t].copy_(dp_t)
-        dc = d_raw * fs[t] if runs is None else torch.where(runs[t], d_raw * fs[t], dc)
-        dh = dps[t] @ weight_hh
+        dc = d_raw * f[t] if runs is None else torch.where(runs[t], d_raw * f[t], dc)
+        dh = torch.mm(dps[t], weight_hh)
     dw_c = db_c = None
     if w_c is not None:
         _, dw_c, db_c = norm_backward(dns, raw, (H,), mean_c, rstd_c, w_c, b_c, (False, True, b_c is not None))
