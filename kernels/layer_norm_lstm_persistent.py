@@ -142,9 +142,10 @@ def lstm_persistent_bwd(
             dh += load_upcast(dy_ptr + current, inside)
         if dcells_ptr is not None:
             dc += load_upcast(dcells_ptr + current, inside)
-        runs = inside
+        runs, kept = inside, 0.0
         if lengths_ptr is not None:
             runs = inside & running(lengths_ptr, t, rows, B)
+            kept = tl.where(runs, 0.0, dh)
         dgates, p_hat, rstd, dc, dw_c_step, db_c_step = retreat(
             p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B, H, eps, CARRY
         )
@@ -154,7 +155,7 @@ def lstm_persistent_bwd(
             store_gates(dp_ptr + t * B * 4 * H, gate_row, inside, H, dp)
         dw_c += sum_pieces(dw_c_step, 2)
         db_c += sum_pieces(db_c_step, 2)
-        dh = tl.where(runs, 0.0, dh) + sum_of_products(dp, blocks, PRECISION)
+        dh = kept + sum_of_products(dp, blocks, PRECISION)
     tl.store(dh_ptr + row, dh, mask=inside)
     tl.store(dc_ptr + row, dc, mask=inside)
     partial = program * H + tl.arange(0, BLOCK_H)

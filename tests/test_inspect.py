@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from tritonln.device import triton_version
+
 pytestmark = pytest.mark.compiles
 
 SIZES = "64,256,1024,4096,8192,16384,65536"
@@ -27,12 +29,10 @@ def inspect(target: str, hidden: str, *more: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_nothing_spills(target: str) -> None:
-    import triton
-
     reports = inspect(target, SIZES)
     assert len(reports) == 3 * 7
     # The assembler of Triton 3.9 keeps up to 8 values of a thread in memory at 255 registers on sm_100.
-    allowed = 32 if target == "sm_100" and triton.__version__.startswith("3.9") else 0
+    allowed = 32 if target == "sm_100" and triton_version() == (3, 9) else 0
     assert [r for r in reports if r["spills"] > allowed] == []
 
 
@@ -49,10 +49,8 @@ def test_loads_and_stores_are_wide() -> None:
 
 
 def test_wide_rows_are_spread_over_clusters_where_triton_can() -> None:
-    import triton
-
     forward, backward, _ = inspect("sm_90", "65536")
-    if tuple(int(n) for n in triton.__version__.split(".")[:2]) >= (3, 9):
+    if triton_version() >= (3, 9):
         assert (forward["kernel"], backward["kernel"]) == ("layer_norm_fwd", "layer_norm_bwd")
         assert forward["num_ctas"] == 4
         assert backward["num_ctas"] == 8
@@ -80,6 +78,17 @@ def test_table_names_every_kernel() -> None:
 
 def test_one_kernel_only() -> None:
     assert [r["kernel"] for r in inspect("sm_90", "256", "--kernel", "column_sum")] == ["column_sum"]
+
+
+@pytest.mark.parametrize("kernel", ["lstm_persistent_bwd", "gru_persistent_fwd"])
+def test_whole_sequences_read_ahead_and_stay_on_the_chip(kernel: str) -> None:
+    small, large = inspect("sm_90", "64,100", "--kernel", kernel)
+    for r in (small, large):
+        assert r["kernel"] == kernel
+        assert r["async_copies"] > 0
+        assert r["shared"] <= 227 * 1024
+    assert large["shared"] >= (4 if "lstm" in kernel else 3) * 128 * 128 * 2  # W_hh
+    assert inspect("sm_90", "256", "--kernel", kernel) == []
 
 
 def test_unknown_target() -> None:

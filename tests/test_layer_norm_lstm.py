@@ -11,6 +11,7 @@ from tests.compiled import spills
 from tests.problems import BF16, F16, F32, F64, rand
 from tests.recurrent import expect, flat, gradients, lstm_problem, per_step
 from tritonln import reference_recurrent
+from tritonln.device import triton_version
 from tritonln.ops.layer_norm_lstm import layer_norm_lstm_op
 
 VARIANTS = {
@@ -282,6 +283,9 @@ def test_opcheck(variant: str, save: bool, device: torch.device) -> None:
 @pytest.mark.compiles
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
 def test_nothing_spills(target: str) -> None:
-    found = spills("lstm", target, (2048,))
-    assert len(found) == 2 * 2
+    found = spills("lstm", target, (128, 2048))
+    assert len(found) == 2 * 2 * 2
+    # A whole sequence backward takes all 255 registers at H = 128, and with lengths and every gradient a few more.
+    fullest = found.pop("lstm_persistent_bwd 128 torch.bfloat16", 0)
+    assert fullest <= (32 if triton_version() >= (3, 7) else 208)
     assert not any(found.values()), found

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -37,7 +38,9 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--weight-dtype", choices=DTYPES, default="fp32", help="of weight and bias (default: %(default)s)"
     )
-    inspect.add_argument("--kernel", help="only this kernel, such as layer_norm_bwd")
+    inspect.add_argument(
+        "--kernel", help="only this one, such as layer_norm_bwd; or a recurrent one, such as lstm_step_bwd"
+    )
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
     tune = commands.add_parser("tune", help="search configurations on the GPU that is here, or by a model for another")
     tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
@@ -73,16 +76,19 @@ def info() -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     # An interpreted kernel cannot be compiled, and which it is is settled when it is imported.
     os.environ["TRITON_INTERPRET"] = "0"
-    from tritonln.inspect import inspect_layer_norm, table
+    from tritonln.inspect import Report, inspect_kernel, inspect_layer_norm, table
+    from tritonln.tuning.ahead import LAYER_NORM, registered
 
-    reports = [
-        report
-        for hidden in arguments.hidden
-        for report in inspect_layer_norm(
-            arguments.target, hidden, DTYPES[arguments.dtype], DTYPES[arguments.weight_dtype]
-        )
-        if arguments.kernel in (None, report.kernel)
-    ]
+    target, name, dtypes = arguments.target, arguments.kernel, (DTYPES[arguments.dtype], DTYPES[arguments.weight_dtype])
+    reports: list[Report] = []
+    for hidden in arguments.hidden:
+        if name in registered() and name not in LAYER_NORM:
+            found = inspect_kernel(target, name, hidden, *dtypes)
+            if found is None:
+                print(f"{name} is not launched at N = {hidden}: its time steps are, one by one", file=sys.stderr)
+            reports += [found] if found is not None else []
+        else:
+            reports += [r for r in inspect_layer_norm(target, hidden, *dtypes) if name in (None, r.kernel)]
     if arguments.json:
         for report in reports:
             print(json.dumps(dataclasses.asdict(report)))

@@ -12,7 +12,7 @@ import hashlib
 import subprocess
 import sys
 
-from tritonln.device import Device, interpreting
+from tritonln.device import Device, interpreting, triton_version
 
 # Larger clusters than 16 exist on no GPU; 16 needs a launch attribute that Triton sets.
 LARGEST = 16
@@ -30,9 +30,7 @@ def _triton_clusters(arch: int) -> bool:
     import triton
     from triton.runtime.cache import get_cache_manager
 
-    if interpreting():
-        return False
-    if tuple(int(n) for n in triton.__version__.split(".")[:2]) < (3, 9):
+    if interpreting() or triton_version() < (3, 9):
         return False
     cache = get_cache_manager(hashlib.sha256(f"tritonln clusters {triton.__version__} {arch}".encode()).hexdigest())
     known = cache.get_file("clusters.txt")

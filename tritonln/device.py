@@ -101,6 +101,14 @@ def interpreting() -> bool:
 
 
 @functools.cache
+def triton_version() -> tuple[int, int]:
+    import triton
+
+    major, minor, *_ = triton.__version__.split(".")
+    return int(major), int(minor)
+
+
+@functools.cache
 def triton_device_type() -> str | None:
     """The type of the tensors that Triton's active driver takes; None without Triton or a driver."""
     try:

@@ -16,6 +16,8 @@ from tritonln.device import TARGETS, Device
 from tritonln.dtypes import NAMES
 from tritonln.launch import Recorded, recorded
 from tritonln.machine_code import read_amdgcn, read_cubin
+from tritonln.tuning.config import STEPS, Config
+from tritonln.tuning.tunable import Key, Tunable
 
 # A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
 # (2024, arXiv 2402.13499) measured those of A100 and H100.
@@ -63,6 +65,41 @@ def inspect_layer_norm(
     return [report(call, TARGETS[target], hidden) for call in calls]
 
 
+def inspect_kernel(
+    target: str,
+    kernel: str,
+    hidden: int,
+    dtype: torch.dtype = torch.bfloat16,
+    parameter_dtype: torch.dtype = torch.float32,
+) -> Report | None:
+    """Compiles one of the recurrent kernels as a training step launches it, on as many rows as it is tuned on.
+
+    None where a kernel of whole sequences is not launched for rows of `hidden` values, but those of single steps.
+    """
+    from tritonln.tuning.ahead import registered
+    from tritonln.tuning.lookup import known
+
+    tunable, device = registered()[kernel], TARGETS[target]
+    keys = list(tunable.keys(hidden, dtype))
+    key = next((k for k in keys if k.operands["w_hh"] == parameter_dtype), keys[0])
+    config = known(tunable, key, device).config
+    if config == STEPS:
+        return None
+    rows = int(tunable.most_rows(device))
+    return report(launch_of(tunable, key, config, device, rows), device, hidden, rows * tunable.steps)
+
+
+def launch_of(tunable: Tunable, key: Key, config: Config, device: Device, rows: int) -> Recorded:
+    """The launch of a configuration on tensors that are nowhere."""
+
+    def make(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    plan = tunable.plan(key, config, device)
+    groups = tunable.arguments(key, plan, rows, make)
+    return Recorded(plan.launch, tunable.programs(plan, rows, key.N), tuple(a for group in groups for a in group))
+
+
 def layer_norm_launches(
     target: str, hidden: int, dtype: torch.dtype, parameter_dtype: torch.dtype, rows: int
 ) -> list[Recorded]:
@@ -108,7 +145,9 @@ def compile_launch(call: Recorded, device: Device) -> Any:
 
 
 def report(call: Recorded, device: Device, hidden: int, rows: int | None = None) -> Report:
-    """Compiles a launch and reads it.  `rows` are those of its first matrix if nothing is said."""
+    """Compiles a launch and reads it.  `rows` are those of its first matrix if nothing is said; of a kernel of whole
+    sequences, a row is one of each time step.
+    """
     rows = call_rows(call) if rows is None else rows
     compiled = compile_launch(call, device)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tritonln.device import Device
+from tritonln.device import Device, triton_version
 from tritonln.tuning.config import STEPS, Config, next_power_of_2
 
 BATCH = 128  # that steps are timed on: rows of a recurrent layer are sequences, and few
@@ -81,8 +81,9 @@ def _on_chip(width: int, d: Demand, rows: int, stages: int, device: Device) -> b
     # Past these the backward spills everywhere, and W_hh of an LSTM is larger than any shared memory.
     if d.x_bytes > 4 or width > 256 // d.x_bytes:
         return False
-    if device.backend == "hip":  # which keeps W_hh in registers, and would put copies ahead of use there too
-        return device.warp_size == 64 and stages == 1
+    if device.backend == "hip":
+        # W_hh lies in registers there, and so would copies ahead of use; from Triton 3.8 on kilobytes of it spill.
+        return device.warp_size == 64 and stages == 1 and (width <= 32 or triton_version() < (3, 8))
     matrix = d.gates * width * width * (8 if d.x_bytes == 4 else d.x_bytes)  # an fp32 value is two of tf32
     tiles = rows * width * (d.exchanged + (d.copied if stages > 1 else 0))
     ampere = isinstance(device.arch, int) and device.arch >= 80

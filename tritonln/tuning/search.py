@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from tritonln.device import Device
-from tritonln.launch import Recorded
 from tritonln.tolerance import error, tolerance
 from tritonln.tuning import ranks
 from tritonln.tuning.config import STEPS, Config
@@ -64,16 +63,11 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
 
     rows = int(min(rows, tunable.most_rows(device)))
 
-    def make(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
     trials, spills = [], {}
     for config in nearest(tunable, key, device, limit):
         if config == STEPS:  # many kernels, and products that are not ours
             continue
-        plan = tunable.plan(key, config, device)
-        groups = tunable.arguments(key, plan, rows, make)
-        call = Recorded(plan.launch, tunable.programs(plan, rows, key.N), tuple(a for group in groups for a in group))
+        call = inspect.launch_of(tunable, key, config, device, rows)
         try:
             report = inspect.report(call, device, key.N, rows * tunable.steps)
             if not report.resident:
@@ -81,7 +75,7 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
         except Exception as failure:  # whatever the compiler says of a candidate
             trials.append(Trial(config, error=_line(failure)))
             continue
-        partial = [t for name, t in zip(tunable.operands, groups[0]) if t is not None and tunable.per_program(name)]
+        partial = [t for name, t in zip(tunable.operands, call.args) if t is not None and tunable.per_program(name)]
         read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
         found = seconds(report, rows * tunable.steps, device)
         trials.append(Trial(config, found + read_later))
