@@ -1,7 +1,7 @@
 """The layer-normalized LSTM beside loops of the same formula: no GPU needed, none measured.
 
-    python -m benchmarks.rnn host [--rows 2] [--hidden 64]    host time a step, on a driver that does nothing
-    python -m benchmarks.rnn cpu [--rows 32] [--hidden 128]   time of the CPU path, forward and backward
+    python -m benchmarks.rnn host [--rows 2] [--hidden 64] [--stepwise]  host time a step, on a driver that does nothing
+    python -m benchmarks.rnn cpu [--rows 32] [--hidden 128]              time of the CPU path, forward and backward
 
 Times are this thread's CPU time, medians over interleaved rounds; of `host`, eager's includes its
 arithmetic and tritonln's that of the products.  The loops have the input product hoisted
@@ -24,6 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import stub
+from tritonln.tuning import recurrent
+from tritonln.tuning.config import STEPS
 
 
 def step(
@@ -91,6 +93,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int)
     parser.add_argument("--hidden", type=int)
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument(
+        "--stepwise", action="store_true", help="launch steps where a whole sequence would be one launch"
+    )
     a = parser.parse_args()
     rows, hidden = a.rows or (2 if a.kind == "host" else 32), a.hidden or (64 if a.kind == "host" else 128)
     torch.set_num_threads(1)
@@ -100,6 +105,8 @@ def main() -> None:
     os.environ["TRITON_INTERPRET"] = "0"
     if a.kind == "host":
         stub.install()
+    if a.stepwise:
+        recurrent.persistent = lambda *_: STEPS  # type: ignore[assignment]
     clock = time.thread_time
     calls = candidates(a.kind, a.steps, rows, hidden)
     spent: dict[str, list[float]] = {name: [] for name in calls}

@@ -74,7 +74,9 @@ def main(kind: str, target: str, sizes: str) -> None:
             for call in calls:
                 name = call.launch.kernel.__name__
                 if "step" in name or "persistent" in name:
-                    found[f"{name} {H} {dtype}"] = read(compile_launch(call, device), device).spills
+                    code = read(compile_launch(call, device), device)
+                    assert code.resident, f"{name} {H} {dtype} asks for more than a multiprocessor of {target} has"
+                    found[f"{name} {H} {dtype}"] = code.spills
     print(json.dumps(found))
 
 
