@@ -121,6 +121,6 @@ def backward(
             norm_backward(d, row[t], (N,), mean[t], rstd[t], w, None, INPUT_ONLY)[0]
             for d, (N, w, row, mean, rstd) in zip((torch.cat(dq, 1),) if joint else dq, groups)
         ]
-        dps[t].copy_(parts[0]) if joint else torch.cat(parts, 1, out=dps[t])
+        torch.cat(parts, 1, out=dps[t])
         dh = torch.addcmul((dps[t] @ weight_hh).to(dtype), dh, zs[t])
     return dgates.to(p.dtype), dm.to(p.dtype), dp, dh
