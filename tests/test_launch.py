@@ -57,6 +57,18 @@ def test_another_row_count_compiles_nothing() -> None:
     assert on_the_stub(code) == ["(3, 0) (2, 1) (2, 0)"]
 
 
+@pytest.mark.parametrize("layer", ["LSTM", "GRU"])
+def test_a_whole_sequence_is_compiled_once_for_both_directions(layer: str) -> None:
+    code = f"""
+rnn = tritonln.nn.LayerNorm{layer}(8, 64, bidirectional=True, dtype=torch.bfloat16)
+for T in (5, 16):
+    y = rnn(torch.zeros(T, 20, 8, dtype=torch.bfloat16))[0]
+    torch.autograd.grad(y, list(rnn.parameters()), torch.zeros_like(y))
+print(*sorted(name for name in ordinary if "persistent" in name))
+"""
+    assert on_the_stub(code) == [f"{layer.lower()}_persistent_bwd {layer.lower()}_persistent_fwd"]
+
+
 def test_what_the_direct_launch_does_not_know_takes_the_ordinary_one() -> None:
     code = """
 run(x, w, b)

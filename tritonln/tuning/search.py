@@ -37,20 +37,18 @@ def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Conf
     """The analytic choice and the candidates that differ least from it: in doublings of what it holds and shares."""
 
     def measures(c: Config) -> tuple[float, ...]:
-        if c == STEPS:  # another way altogether, always tried
-            return of_choice
         values = c.pieces * c.block_m * c.block_n / (c.num_warps * c.num_ctas)
         doubled = (values, c.block_n, c.pieces, c.num_warps, c.num_ctas, max(1, c.programs))
         return (*map(math.log2, doubled), c.num_stages)
 
+    def distance(c: Config) -> float:
+        if STEPS in (c, choice):  # another way altogether, always tried
+            return 0.0
+        return sum(abs(a - b) for a, b in zip(measures(c), measures(choice)))
+
     choice = tunable.choice(key, device)
-    of_choice: tuple[float, ...] = ()
-    of_choice = measures(choice)
-    others = sorted(
-        {*tunable.candidates(key, device)} - {choice},
-        key=lambda c: (sum(abs(a - b) for a, b in zip(measures(c), of_choice)), dataclasses.astuple(c)),
-    )
-    return [choice, *others[: limit - 1]]
+    others = {*tunable.candidates(key, device)} - {choice}
+    return [choice, *sorted(others, key=lambda c: (distance(c), dataclasses.astuple(c)))[: limit - 1]]
 
 
 def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) -> list[Trial]:
