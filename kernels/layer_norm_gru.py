@@ -5,7 +5,7 @@
     n    = tanh(x_n + r m)
     h    = (1 - z) n + z h
 
-    p, dgates, dp   (B, 3H) of the step p, (T, B, 3H) of all steps the others; dm (T, B, H)
+    p, dgates, dp   (T, B, 3H)  forward p may have one slot for all steps; dm (T, B, H)
     x_rz, x_n       rows of RZ and of N_ROW values, of which the first 2H and H are read
     state, h        (T + 1, B, H), the initial state first (last in reverse); state is fp32 (fp64) and
                     h is what it rounds to; None: state is that itself
@@ -15,7 +15,7 @@
                     all 3H values of p are normalized together and stats_n is None
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
-everything is read once and written once.  `previous` and `current` are the slots of the states.
+everything is read once and written once.  `previous` and `current` are the slots of the states, and p_slot that of p.
 In device functions x is the tiles of r, z and n, and b_n a tuple of one tile, empty where it is None.
 """
 
@@ -100,7 +100,7 @@ def retreat(p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in
     return (dr, dz, dn), dm, dp, kept
 
 
-@triton.jit(do_not_specialize=["t", "previous", "current", "B"])
+@triton.jit(do_not_specialize=["t", "previous", "current", "p_slot", "B"])
 def gru_step_fwd(
     x_rz_ptr,
     x_n_ptr,
@@ -115,6 +115,7 @@ def gru_step_fwd(
     t: tl.int64,
     previous: tl.int64,
     current: tl.int64,
+    p_slot: tl.int64,
     B: tl.int64,
     eps: tl.float64,
     H: tl.constexpr,
@@ -131,7 +132,7 @@ def gru_step_fwd(
     inside = in_row & (rows < B)
     row = rows * H + cols
 
-    p = load_gates(p_ptr, rows * (3 * H) + cols, inside, H, 3)
+    p = load_gates(p_ptr, (p_slot * B + rows) * (3 * H) + cols, inside, H, 3)
     x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
     h = load_upcast(state_ptr + previous * B * H + row, inside)
     w_hh, b_n = load_gates(w_hh_ptr, cols, in_row, H, 3), load_b_n(b_hh_ptr, cols, in_row, H)
@@ -184,7 +185,7 @@ def gru_step_bwd(
     row = rows * H + cols
     gate_row = (t * B + rows) * (3 * H) + cols
 
-    p = load_gates(p_ptr, rows * (3 * H) + cols, inside, H, 3)
+    p = load_gates(p_ptr, gate_row, inside, H, 3)
     x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
     h = load_upcast(state_ptr + previous * B * H + row, inside)
     w_hh, b_n = load_gates(w_hh_ptr, cols, in_row, H, 3), load_b_n(b_hh_ptr, cols, in_row, H)

@@ -5,7 +5,7 @@
     n     = LN(raw; w_c, b_c)
     h     = sigmoid(o) tanh(n)    c = raw, or n where CARRY
 
-    p, x, dgates, dp            (B, 4H) of the step p, (T, B, 4H) of all steps the others
+    p, x, dgates, dp            (T, B, 4H)   forward p may have one slot for all steps
     h, c and their gradients    (T + 1, B, H), the initial state first (last in reverse); c is fp32 (fp64)
     w_hh                        (4H,)  None: gates are not normalized
     w_c, b_c                    (H,)   None: n = raw; None: no bias
@@ -13,7 +13,7 @@
     stats                       (T, B, 2)  (mean, rstd) of p, fp32 (fp64); None: not stored
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
-everything is read once and written once.  `previous` and `current` are the slots of the states.
+everything is read once and written once.  `previous` and `current` are the slots of the states, and p_slot that of p.
 In device functions parameters are tuples of tiles, empty where they are None.
 """
 
@@ -111,7 +111,7 @@ def through_norm(dgates, p_hat, rstd, w_hh, H):
         return standardize_bwd(multiply(dgates, w_hh), p_hat, rstd, H)
 
 
-@triton.jit(do_not_specialize=["t", "previous", "current", "B"])
+@triton.jit(do_not_specialize=["t", "previous", "current", "p_slot", "B"])
 def lstm_step_fwd(
     x_ptr,
     p_ptr,
@@ -126,6 +126,7 @@ def lstm_step_fwd(
     t: tl.int64,
     previous: tl.int64,
     current: tl.int64,
+    p_slot: tl.int64,
     B: tl.int64,
     eps: tl.float64,
     H: tl.constexpr,
@@ -142,7 +143,7 @@ def lstm_step_fwd(
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
 
-    p = load_gates(p_ptr, gate_row, inside, H, 4)
+    p = load_gates(p_ptr + p_slot * B * 4 * H, gate_row, inside, H, 4)
     x = load_gates(x_ptr + t * B * 4 * H, gate_row, inside, H, 4)
     c = load_upcast(c_ptr + previous * B * H + row, inside)
     w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
@@ -204,7 +205,7 @@ def lstm_step_bwd(
     gate_row = rows * (4 * H) + cols
     step = t * B * 4 * H
 
-    p = load_gates(p_ptr, gate_row, inside, H, 4)
+    p = load_gates(p_ptr + step, gate_row, inside, H, 4)
     x = load_gates(x_ptr + step, gate_row, inside, H, 4)
     c = load_upcast(c_ptr + previous * B * H + row, inside)
     w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -68,6 +68,25 @@ class Launch:
         compiled = self.ordinary(programs, tensors, strides, scalars)
         if regular:
             self.direct = _direct(compiled)
+
+    def repeated(self, programs: int, tensors: Sequence[Tensor | None]) -> Callable[..., None]:
+        """This launch for a loop that changes nothing but scalars: they are what the result is called with."""
+        driver = active_driver()
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
+        current = driver.get_current_device() if driver is not None else None
+        elsewhere = self.device.index is not None and self.device.index != current
+        if driver is None or elsewhere or any(address & 15 for address in addresses):
+            return lambda *scalars: self(programs, tensors, (), scalars)
+        stream = driver.get_current_stream(current)
+
+        def launch(*scalars: int | float) -> None:
+            if self.direct is None or hooked():
+                self(programs, tensors, (), scalars)
+                return
+            run, function, metadata = self.direct
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *scalars, *self.constants)
+
+        return launch
 
     def ordinary(
         self,
@@ -142,9 +161,12 @@ def recorded() -> Iterator[list[Recorded]]:
     def note(launch: Launch, programs: int, *groups: Sequence[Any]) -> None:
         calls.append(Recorded(launch, programs, tuple(a for group in groups for a in group)))
 
-    carry_out = Launch.__call__
-    Launch.__call__ = note  # type: ignore[assignment, method-assign]
+    def note_each(launch: Launch, programs: int, tensors: Sequence[Tensor | None]) -> Callable[..., None]:
+        return lambda *scalars: note(launch, programs, tensors, scalars)
+
+    carry_out = Launch.__call__, Launch.repeated
+    Launch.__call__, Launch.repeated = note, note_each  # type: ignore[assignment, method-assign]
     try:
         yield calls
     finally:
-        Launch.__call__ = carry_out  # type: ignore[method-assign]
+        Launch.__call__, Launch.repeated = carry_out  # type: ignore[method-assign]

@@ -62,7 +62,7 @@ FORWARD = Tunable(
     candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["state"] == torch.float64, device),
     safe=lambda key: recurrent.step_safe(key.N),
     keys=_forward_keys,
-    scalars=lambda M: (0, 0, 1, M, 1e-5),
+    scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
     most_rows=lambda device: recurrent.BATCH,
 )
 
@@ -174,11 +174,12 @@ def forward_steps(
     (T, B, _), H = x_rz.shape, h.shape[-1]
     both = (h, None) if state is None else (state, h)
     tensors = [x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, *both, stats_rz, stats_n]
-    programs, weight_hh = plan.count(B), weight_hh.t()
-    hs, ps = h.unbind(0), p.unbind(0) * (T // len(p))
+    launch, weight_hh = plan.launch.repeated(plan.count(B), tensors), weight_hh.t()
+    hs, ps = h.unbind(0), p.unbind(0)
     for t, previous, current in order(T, reverse):
-        tensors[2] = torch.mm(hs[previous], weight_hh, out=ps[t])
-        plan.launch(programs, tensors, (), (t, previous, current, B, eps))
+        slot = t % len(ps)
+        torch.mm(hs[previous], weight_hh, out=ps[slot])
+        launch(t, previous, current, slot, B, eps)
 
 
 def backward(
@@ -233,8 +234,7 @@ def backward_steps(
     T, B, H = len(p), p.shape[1], state.shape[-1]
     inputs = (x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, state, stats_rz, stats_n)
     tensors = [dy, dh, *inputs, kept, dgates, dm, dp]
-    programs, ps, dps = plan.count(B), p.unbind(0), dp.unbind(0)
+    launch, dps = plan.launch.repeated(plan.count(B), tensors), dp.unbind(0)
     for t, previous, current in reversed(order(T, reverse)):
-        tensors[4] = ps[t]
-        plan.launch(programs, tensors, (), (t, previous, current, B))
+        launch(t, previous, current, B)
         torch.mm(dps[t], weight_hh, out=dh)

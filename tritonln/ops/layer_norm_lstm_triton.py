@@ -58,7 +58,7 @@ FORWARD = Tunable(
     candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["c"] == torch.float64, device),
     safe=lambda key: recurrent.step_safe(key.N),
     keys=_forward_keys,
-    scalars=lambda M: (0, 0, 1, M, 1e-5),
+    scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
     most_rows=lambda device: recurrent.BATCH,
 )
 
@@ -167,12 +167,13 @@ def forward_steps(
     T, B = len(x), x.shape[1]
     carried = h if lengths is not None and m is None else None
     tensors = [x, p, w_hh, w_c, b_c, lengths, carried, h if m is None else m, c, stats]
-    programs, weight_hh = plan.count(B), weight_hh.t()
-    hs, ps = h.unbind(0), p.unbind(0) * (T // len(p))
+    launch, weight_hh = plan.launch.repeated(plan.count(B), tensors), weight_hh.t()
+    hs, ps = h.unbind(0), p.unbind(0)
     runs = None if lengths is None or m is None else running(T, lengths)
     for t, previous, current in order(T, reverse):
-        tensors[1] = torch.mm(hs[previous], weight_hh, out=ps[t])
-        plan.launch(programs, tensors, (), (t, previous, current, B, eps))
+        slot = t % len(ps)
+        torch.mm(hs[previous], weight_hh, out=ps[slot])
+        launch(t, previous, current, slot, B, eps)
         if m is not None and weight_hr is not None:
             torch.mm(m[current], weight_hr.t(), out=hs[current])
             if runs is not None:
@@ -260,7 +261,7 @@ def backward_steps(
         *(None if projected else dy, dm if projected else dh, dcells, x, p, w_hh, w_c, b_c, lengths, c, stats),
         *(None if projected else kept, dc, dgates, dp, dw_c, db_c),
     ]
-    programs, ps, dps = plan.count(B), p.unbind(0), (dgates if dp is None else dp).unbind(0)
+    launch, dps = plan.launch.repeated(plan.count(B), tensors), (dgates if dp is None else dp).unbind(0)
     idle = None if lengths is None or total is None else ~running(T, lengths)
     for t, previous, current in reversed(order(T, reverse)):
         if total is not None and weight_hr is not None:
@@ -271,6 +272,5 @@ def backward_steps(
                 dh -= torch.mul(dh, idle[t], out=kept)
             total[t] = dh
             torch.mm(dh, weight_hr, out=dm)
-        tensors[4] = ps[t]
-        plan.launch(programs, tensors, (), (t, previous, current, B, eps))
+        launch(t, previous, current, B, eps)
         torch.mm(dps[t], weight_hh, out=dh)
