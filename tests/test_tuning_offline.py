@@ -47,6 +47,18 @@ def test_offline(tmp_path: pathlib.Path) -> None:
     assert [f.read_bytes() for f in files] == before
 
 
+@pytest.mark.compiles
+def test_offline_takes_the_first_recurrent_kernel_that_does_not_spill(tmp_path: pathlib.Path) -> None:
+    """256 is more than stays on the chip: no kernel of whole sequences, and no line of its own."""
+    kernels = ("--kernels", "gru_persistent_fwd,gru_step_fwd", "--folder", str(tmp_path))
+    done = tune("--offline", "--target", "sm_90", "--hidden", "64,256", *kernels)
+    assert done.returncode == 0, done.stderr
+    found = {f.stem: entries(f) for f in tmp_path.rglob("*.json")}
+    assert {key.split()[0] for key in found["gru_persistent_fwd"]} == {"N=64"}
+    assert {key.split()[0] for key in found["gru_step_fwd"]} == {"N=64", "N=256"}
+    assert not any("runners_up" in entry for table in found.values() for entry in table.values())
+
+
 def test_errors_are_a_line() -> None:
     done = tune("--hidden", "64", "--offline")
     assert done.returncode == 1

@@ -64,6 +64,7 @@ FORWARD = Tunable(
     keys=_forward_keys,
     scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
     most_rows=lambda device: recurrent.BATCH,
+    latency_bound=True,
 )
 
 
@@ -91,6 +92,7 @@ BACKWARD = Tunable(
     keys=_backward_keys,
     scalars=lambda M: (0, 0, 1, M),
     most_rows=lambda device: recurrent.BATCH,
+    latency_bound=True,
 )
 
 TUNABLES = (FORWARD, BACKWARD)

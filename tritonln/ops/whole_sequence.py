@@ -61,6 +61,7 @@ class WholeSequence:
             keys=lambda H, x: (self.tunable.key(H, **dtypes) for dtypes in self.keys(H, x)),
             scalars=scalars,
             most_rows=lambda device: recurrent.BATCH,
+            latency_bound=True,
             steps=LENGTH,
         )
 

@@ -54,7 +54,8 @@ def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Conf
 def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) -> list[Trial]:
     """Candidates compiled for a device that need not be here, those that spill least first, then the fastest.
 
-    The search ends with a candidate at the memory's speed: no other is faster by more than the model can tell.
+    The search ends with a candidate that does not spill at the memory's speed: no other is faster by more than the
+    model can tell.
     """
     from tritonln import inspect
     from tritonln.tuning.model import bound, seconds
@@ -78,7 +79,8 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
         found = seconds(report, rows * tunable.steps, device)
         trials.append(Trial(config, found + read_later))
         spills[config] = report.spills
-        if not report.spills and found <= (1 + MODEL_ERROR) * bound(report, rows * tunable.steps, device):
+        fastest = tunable.latency_bound or found <= (1 + MODEL_ERROR) * bound(report, rows * tunable.steps, device)
+        if fastest and not report.spills:
             break
     choice = tunable.choice(key, device)
     return sorted(

@@ -52,6 +52,7 @@ class Tunable:
     scalars: Callable[[int], tuple[float, ...]] = lambda M: (M,)  # of a launch on M rows
     programs_over: str = "M"  # the axis that its programs divide
     steps: int = 1  # of time, in a launch
+    latency_bound: bool = False  # then the model, which knows of memory and arithmetic, tells spilling candidates only
     most_rows: Callable[[Device], int | float] = lambda device: math.inf  # that it is given, as a rule
 
     def key(self, N: int, **dtypes: torch.dtype | None) -> Key:
