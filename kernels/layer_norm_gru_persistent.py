@@ -70,18 +70,22 @@ def gru_persistent_fwd(
         length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
     initial = (first + before) * B * H + row
     h = load_upcast(state_ptr + initial, inside)
+    rounded = h
+    if h_ptr is not None:
+        rounded = tl.load(h_ptr + initial, mask=inside, other=0.0)
     for step in tl.range(0, T, num_stages=STAGES):
         t = first + step * walk
         current = (t + 1 - before) * B * H + row
         x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
-        p = products(h.to(weight_ptr.dtype.element_ty), blocks, PRECISION)
+        p = products(rounded, blocks, PRECISION)
         if p_ptr is not None:
             store_gates(p_ptr + t * B * 3 * H, gate_row, inside, H, p)
         new_h = advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT)
         h = tl.where(t < length, new_h, h)
+        rounded = h.to(rounded.dtype)
         tl.store(state_ptr + current, h, mask=inside)
         if h_ptr is not None:
-            tl.store(h_ptr + current, h, mask=inside)
+            tl.store(h_ptr + current, rounded, mask=inside)
 
 
 @triton.jit(do_not_specialize=["T", "B", "first", "walk", "before"])

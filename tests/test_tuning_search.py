@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 import tritonln
-from tests.problems import F32, problem
+from tests.problems import BF16, F32, problem
 from tests.recurrent import gru_problem, lstm_problem
 from tests.tuning import ROWS, clock, key_of, never, other_than_choice
 from tritonln import tuning
@@ -42,8 +42,11 @@ def test_the_fastest_verified_candidate_wins(gpu: Device, device: torch.device) 
 
 
 @pytest.mark.parametrize("tunable", registered().values(), ids=lambda t: t.name)
-def test_candidates_of_every_kernel_agree(tunable: Tunable, gpu: Device, device: torch.device) -> None:
-    trials = search.measured(tunable, key_of(tunable, 48), gpu, ROWS, 3, clock, device)
+@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def test_candidates_of_every_kernel_agree(
+    tunable: Tunable, dtype: torch.dtype, gpu: Device, device: torch.device
+) -> None:
+    trials = search.measured(tunable, key_of(tunable, 48, dtype), gpu, ROWS, 3, clock, device)
     assert [t.error for t in trials] == [None] * 3
 
 
@@ -131,13 +134,17 @@ def test_search_decides_between_whole_sequences_and_steps(
         return 0.1 if (config == STEPS) == steps_are_fast else 1.0
 
     with tuning.policy("search", rows=ROWS, clock=best_for_steps):
-        y = getattr(tritonln, name)(**{k: t.requires_grad_() for k, t in args.items()})[0]
+        leaves = {k: t.requires_grad_() for k, t in args.items()}
+        y = getattr(tritonln, name)(**leaves)[0]
         assert timed.count(STEPS) == 2
         assert {entry.provenance for entry in lookup._fixed.values()} == {"measured"}
         tried = len(timed)
         with pytest.warns(UserWarning, match="does not tune in a backward pass"):  # the gradients of the gains
             y.sum().backward()
         assert len(timed) == tried
+        if name == "layer_norm_gru":  # one group of norms takes what was found for two
+            tritonln.layer_norm_gru(**leaves, joint=True)
+            assert timed.count(STEPS) == 2
     chosen = [entry.config for key, entry in lookup._fixed.items() if "persistent" in key[2]]
     assert [c == STEPS for c in chosen] == [steps_are_fast] * 2
 

@@ -110,7 +110,7 @@ class LayerNormLSTM(_LayerNormRNN):
         gate_norm: ``"joint"``: the 4H values of each product are normalized together; ``"none"``: not at all.
             With both ``"none"`` this is :class:`torch.nn.LSTM`.
         eps: added to each variance.
-        cuda_graph: on CUDA, replay the time steps as a graph from the second call of a shape on.
+        cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     Parameters have torch's names and shapes (``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0``,
     ``weight_hr_l0``, ``..._reverse``), the biases being those of the norms, and beside them
@@ -204,7 +204,7 @@ class LayerNormGRU(_LayerNormRNN):
         norm_groups: ``"paper"``: the 2H values of r and z are normalized together, and the H of n;
             ``"joint"``: all 3H together, as in haste.
         eps: added to each variance.
-        cuda_graph: on CUDA, replay the time steps as a graph from the second call of a shape on.
+        cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     Parameters have torch's names and shapes, the biases being those of the norms, and beside them
     ``ln_ih_weight_l0`` and ``ln_hh_weight_l0`` (3H,), in torch's gate order r, z, n.  z keeps the old state as in

@@ -57,7 +57,7 @@ def layer_norm_gru(
         lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others.
         reverse: walk from the last step to the first.
         eps: added to each variance.
-        cuda_graph: on CUDA, replay the time steps as a graph from the second call of a shape on.
+        cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     The biases and the gains may be fp32 for a 16-bit ``x``.  Under autocast ``x``, ``h0`` and the weight
     matrices are cast to its dtype.

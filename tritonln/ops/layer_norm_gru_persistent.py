@@ -104,13 +104,13 @@ def forward_plan(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Pla
     wide = arithmetic(x)
     p, stats = (x, wide) if save else (None, None)
     known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, None if x == wide else x)
-    return plan(FORWARD, s.weight_hh.shape[1], s.joint, (*known, p, stats, None if s.joint else stats), device)
+    return plan(FORWARD, s.weight_hh.shape[1], s.joint, (*known, p, stats, stats), device)
 
 
 def backward_plan(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan | None:
     wide = arithmetic(x)
     known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
-    dtypes = (*known, None if s.joint else wide, x, x, x, wide)
+    dtypes = (*known, wide, x, x, x, wide)
     return plan(BACKWARD, s.weight_hh.shape[1], s.joint, dtypes, device)
 
 

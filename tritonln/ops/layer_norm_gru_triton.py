@@ -47,7 +47,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
             yield FORWARD.key(H, **known, h=None if x == wide else x, stats_rz=stats, stats_n=stats)
 
 
-# A step at t = 0, with the paper's two groups.  One group is the same work but for a reduction.
+# A step at t = 0, with the paper's two groups.  One group is the same work but for a reduction, and has the same key.
 FORWARD = Tunable(
     name="gru_step_fwd",
     operands={
@@ -115,14 +115,14 @@ def forward_plan_of(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> 
     wide = arithmetic(x)
     stats = wide if save else None
     known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide)
-    dtypes = (*known, None if x == wide else x, stats, None if s.joint else stats)
+    dtypes = (*known, None if x == wide else x, stats, stats)
     return forward_plan(s.weight_hh.shape[1], s.joint, dtypes, device)
 
 
 def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan:
     wide = arithmetic(x)
     known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
-    return backward_plan(s.weight_hh.shape[1], s.joint, (*known, None if s.joint else wide, wide, x, x, x), device)
+    return backward_plan(s.weight_hh.shape[1], s.joint, (*known, wide, wide, x, x, x), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
