@@ -11,6 +11,16 @@ from .row import load_upcast, row_rstd, row_sum, row_sum2
 
 
 @triton.jit
+def own_tile(B, H, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The rows that are this program's: (the first, all, columns, which of these are in a row, what is in both)."""
+    row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
+    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
+    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
+    in_row = cols < H
+    return row0, rows, cols, in_row, in_row & (rows < B)
+
+
+@triton.jit
 def load_gates(ptr, offsets, inside, H, G: tl.constexpr):
     """Gate k lies k H values after the first.  No tiles where ptr is None."""
     tiles = ()

@@ -22,7 +22,7 @@ In device functions x is the tiles of r, z and n, and b_n a tuple of one tile, e
 import triton
 import triton.language as tl
 
-from .gates import load_gates, multiply, standardize, standardize_bwd, standardized, store_gates, tanh, where
+from .gates import load_gates, multiply, own_tile, standardize, standardize_bwd, standardized, store_gates, tanh, where
 from .layer_norm_lstm import running
 from .row import load_stats, load_upcast, store_stats
 
@@ -125,11 +125,7 @@ def gru_step_fwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
-    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
 
     p = load_gates(p_ptr, (p_slot * B + rows) * (3 * H) + cols, inside, H, 3)
@@ -178,10 +174,7 @@ def gru_step_bwd(
     dy              gradient of the result h; None: zero
     dgates, dm, dp  of (r, z, n) before their activations, of m and of p
     """
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
     gate_row = (t * B + rows) * (3 * H) + cols
 

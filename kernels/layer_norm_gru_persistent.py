@@ -19,7 +19,7 @@ Source: Diamos et al., Persistent RNNs: Stashing Recurrent Weights On-Chip (ICML
 import triton
 import triton.language as tl
 
-from .gates import load_gates, store_gates
+from .gates import load_gates, own_tile, store_gates
 from .layer_norm_gru import advance, load_b_n, load_x, retreat
 from .layer_norm_lstm import running
 from .matrix import load_blocks, products, sum_of_products
@@ -54,12 +54,8 @@ def gru_persistent_fwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
-    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     col = tl.arange(0, BLOCK_H)[None, :]
-    cols = tl.broadcast_to(col, [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
     row = rows * H + cols
     gate_row = rows * (3 * H) + cols
 
@@ -119,11 +115,8 @@ def gru_persistent_bwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     col = tl.arange(0, BLOCK_H)[None, :]
-    cols = tl.broadcast_to(col, [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
     row = rows * H + cols
     gate_row = rows * (3 * H) + cols
 

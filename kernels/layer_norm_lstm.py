@@ -20,7 +20,18 @@ In device functions parameters are tuples of tiles, empty where they are None.
 import triton
 import triton.language as tl
 
-from .gates import add, load_gates, multiply, standardize, standardize_bwd, standardized, store_gates, tanh, where
+from .gates import (
+    add,
+    load_gates,
+    multiply,
+    own_tile,
+    standardize,
+    standardize_bwd,
+    standardized,
+    store_gates,
+    tanh,
+    where,
+)
 from .row import load_stats, load_upcast, store_stats
 
 
@@ -135,11 +146,7 @@ def lstm_step_fwd(
     BLOCK_H: tl.constexpr,
 ):
     """h of a row that does not run is that of `carried`, or zero where `carried` is None."""
-    row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
-    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
 
@@ -196,11 +203,7 @@ def lstm_step_bwd(
     dgates, dp      (T, B, 4H)  of gates and of p; dp None: gates are not normalized, the two are one
     dw_c, db_c partial  (programs, H)  fp32 (fp64), added to: row i is program i's alone
     """
-    program = tl.program_id(0).to(tl.int64)
-    rows = program * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
     step = t * B * 4 * H
@@ -232,7 +235,7 @@ def lstm_step_bwd(
     if dp_ptr is not None:
         store_gates(dp_ptr + step, gate_row, inside, H, through_norm(dgates, p_hat, rstd, w_hh, H))
     col = tl.arange(0, BLOCK_H)
-    partial = program * H + col
+    partial = tl.program_id(0).to(tl.int64) * H + col
     if dw_c_partial_ptr is not None:
         before = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
         tl.store(dw_c_partial_ptr + partial, before + tl.sum(dw_c, axis=0), mask=col < H)

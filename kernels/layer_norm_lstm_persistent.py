@@ -21,7 +21,7 @@ Source: Diamos et al., Persistent RNNs: Stashing Recurrent Weights On-Chip (ICML
 import triton
 import triton.language as tl
 
-from .gates import load_gates, store_gates
+from .gates import load_gates, own_tile, store_gates
 from .layer_norm_lstm import advance, retreat, running, through_norm
 from .matrix import load_blocks, products, sum_of_products
 from .row import load_upcast, sum_pieces
@@ -52,12 +52,8 @@ def lstm_persistent_fwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
-    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     col = tl.arange(0, BLOCK_H)[None, :]
-    cols = tl.broadcast_to(col, [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
 
@@ -116,12 +112,8 @@ def lstm_persistent_bwd(
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
-    program = tl.program_id(0).to(tl.int64)
-    rows = program * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     col = tl.arange(0, BLOCK_H)[None, :]
-    cols = tl.broadcast_to(col, [BLOCK_M, BLOCK_H])
-    in_row = cols < H
-    inside = in_row & (rows < B)
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
 
@@ -158,7 +150,7 @@ def lstm_persistent_bwd(
         dh = kept + sum_of_products(dp, blocks, PRECISION)
     tl.store(dh_ptr + row, dh, mask=inside)
     tl.store(dc_ptr + row, dc, mask=inside)
-    partial = program * H + tl.arange(0, BLOCK_H)
+    partial = tl.program_id(0).to(tl.int64) * H + tl.arange(0, BLOCK_H)
     if dw_c_partial_ptr is not None:
         tl.store(dw_c_partial_ptr + partial, tl.sum(dw_c, axis=0), mask=tl.arange(0, BLOCK_H) < H)
     if db_c_partial_ptr is not None:
