@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,22 +18,22 @@ from tritonln.ops.layer_norm_gru import layer_norm_gru
 from tritonln.ops.layer_norm_lstm import layer_norm_lstm
 
 
-class _LayerNormRNN(torch.nn.RNNBase):
+class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):
     """What the two layers share.  They are no torch.nn.LSTM and GRU: those torch.compile refuses to trace."""
 
     parameter_kinds: tuple[str, ...]
     eps: float
     cuda_graph: bool
 
+    @abc.abstractmethod
     def norm_sizes(self) -> dict[str, int]:
         """The parameters of the norms beside their biases, and their lengths."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def direction(
         self, x: Tensor, states: tuple[Tensor, ...], parameters: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
         """Output, final states and cells of one direction of one layer."""
-        raise NotImplementedError
 
     def register_norms(self, device: Any, dtype: torch.dtype | None) -> None:
         for names, suffix in zip(self._all_weights, self.suffixes()):

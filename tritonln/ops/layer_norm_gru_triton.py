@@ -58,13 +58,9 @@ FORWARD = Tunable(
     updated=("state", "h"),
     kernels=lambda: _kernels()[:1],
     plan=lambda key, c, device: _plan(_kernels()[0], key.N, False, c, device),
-    choice=lambda key, device: recurrent.step(key.N, key.operands["state"] == torch.float64, device),
-    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["state"] == torch.float64, device),
-    safe=lambda key: recurrent.step_safe(key.N),
     keys=_forward_keys,
     scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
-    most_rows=lambda device: recurrent.BATCH,
-    latency_bound=True,
+    **recurrent.OF_STEPS,
 )
 
 
@@ -86,13 +82,9 @@ BACKWARD = Tunable(
     updated=("kept",),
     kernels=lambda: _kernels()[1:],
     plan=lambda key, c, device: _plan(_kernels()[1], key.N, False, c, device),
-    choice=lambda key, device: recurrent.step(key.N, key.operands["state"] == torch.float64, device),
-    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["state"] == torch.float64, device),
-    safe=lambda key: recurrent.step_safe(key.N),
     keys=_backward_keys,
     scalars=lambda M: (0, 0, 1, M),
-    most_rows=lambda device: recurrent.BATCH,
-    latency_bound=True,
+    **recurrent.OF_STEPS,
 )
 
 TUNABLES = (FORWARD, BACKWARD)

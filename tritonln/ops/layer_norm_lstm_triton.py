@@ -54,13 +54,9 @@ FORWARD = Tunable(
     updated=("h", "c"),
     kernels=lambda: _kernels()[:1],
     plan=lambda key, c, device: _plan(_kernels()[0], key.N, False, c, device),
-    choice=lambda key, device: recurrent.step(key.N, key.operands["c"] == torch.float64, device),
-    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["c"] == torch.float64, device),
-    safe=lambda key: recurrent.step_safe(key.N),
     keys=_forward_keys,
     scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
-    most_rows=lambda device: recurrent.BATCH,
-    latency_bound=True,
+    **recurrent.OF_STEPS,
 )
 
 
@@ -82,13 +78,9 @@ BACKWARD = Tunable(
     updated=("kept", "dc", "dw_c_partial", "db_c_partial"),
     kernels=lambda: _kernels()[1:],
     plan=lambda key, c, device: _plan(_kernels()[1], key.N, False, c, device),
-    choice=lambda key, device: recurrent.step(key.N, key.operands["c"] == torch.float64, device),
-    candidates=lambda key, device: recurrent.step_candidates(key.N, key.operands["c"] == torch.float64, device),
-    safe=lambda key: recurrent.step_safe(key.N),
     keys=_backward_keys,
     scalars=lambda M: (0, 0, 1, M, 1e-5),
-    most_rows=lambda device: recurrent.BATCH,
-    latency_bound=True,
+    **recurrent.OF_STEPS,
 )
 
 TUNABLES = (FORWARD, BACKWARD)

@@ -7,10 +7,13 @@ not by bandwidth: a program takes as few rows as fill a warp, so that a batch sp
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from tritonln.device import Device, triton_version
 from tritonln.tuning.config import STEPS, Config, next_power_of_2
+from tritonln.tuning.tunable import Key
 
 BATCH = 128  # that steps are timed on: rows of a recurrent layer are sequences, and few
 LENGTH = 8  # of the sequences that whole-sequence kernels are timed on; longer ones are chaotic on random weights
@@ -34,8 +37,18 @@ def step_candidates(H: int, double: bool, device: Device) -> Iterator[Config]:
                 yield Config(tile // width, width, warps)
 
 
-def step_safe(H: int) -> Config:
-    return Config(1, next_power_of_2(H), 4)
+def _double(key: Key) -> bool:
+    return torch.float64 in key.operands.values()
+
+
+# What the tunables of all step kernels have in common.
+OF_STEPS: dict[str, Any] = {
+    "choice": lambda key, device: step(key.N, _double(key), device),
+    "candidates": lambda key, device: step_candidates(key.N, _double(key), device),
+    "safe": lambda key: Config(1, next_power_of_2(key.N), 4),
+    "most_rows": lambda device: BATCH,
+    "latency_bound": True,
+}
 
 
 # ---- the whole sequence in one launch ------------------------------------------------------------
