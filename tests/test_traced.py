@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonln
 from tritonln.ops.layer_norm import layer_norm_backward_op, layer_norm_op
@@ -111,3 +113,27 @@ def test_the_errors_are_torch_s() -> None:
     compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend="aot_eager")
     with pytest.raises(Exception, match="expected input with shape"):
         compiled(torch.randn(2, 4), 5)
+
+
+def test_make_fx_on_real_tensors() -> None:
+    """The graph is played on other values."""
+    w = torch.randn(24)
+    graph = make_fx(lambda x: tritonln.layer_norm(x, 24, w))(torch.randn(5, 24))
+    assert torch.ops.tritonln.layer_norm.default in [n.target for n in graph.graph.nodes]
+    x = torch.randn(5, 24)
+    assert graph(x).equal(tritonln.layer_norm(x, 24, w))
+
+
+def test_a_dispatch_mode_sees_the_op() -> None:
+    seen = []
+
+    class Watching(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(5, 24)
+    with Watching():
+        y = tritonln.layer_norm(x, 24)
+    assert y.equal(tritonln.layer_norm(x, 24))
+    assert torch.ops.tritonln.layer_norm.default in seen

@@ -77,14 +77,31 @@ def needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     )
 
 
-def traced(x: Tensor) -> bool:
-    """Whether torch looks on symbolically: compile, export, fake or other special tensors."""
-    return torch.compiler.is_compiling() or (type(x) is not Tensor and type(x) is not Parameter)
+def special(t: Tensor | None) -> bool:
+    """Whether a tensor is more than its storage: fake, of a subclass, lazily negated, or zero without a storage."""
+    return t is not None and ((type(t) is not Tensor and type(t) is not Parameter) or t.is_neg() or t._is_zerotensor())
+
+
+def traced(*tensors: Tensor | None) -> bool:
+    """Whether torch looks on (compile, export, a dispatch mode such as make_fx's) or a tensor is special.
+
+    Then the custom op is called: torch's dispatcher shows it to who looks on, and makes special tensors real.
+    """
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(special, tensors))
 
 
 def transformed() -> bool:
     """Whether forward mode or a torch.func transform (vmap, grad, ...) is at work: they know only ATen."""
     return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+
+
+def refuse_tangents(operator: str) -> None:
+    """For the inside of a custom op, which torch enters in forward mode too, and then drops the tangents."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            f"{operator} in a graph that was captured before has no forward-mode derivative: "
+            f"call tritonln.{operator} itself under forward mode, or capture the graph there"
+        )
 
 
 def contiguous(parameter: Tensor | None) -> Tensor | None:

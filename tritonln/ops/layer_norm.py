@@ -57,7 +57,7 @@ def layer_norm(
     if transformed():
         return _aten(x, shape, weight, bias, eps)
     save = needs_grad(x, weight, bias)
-    if traced(x):
+    if traced(x, weight, bias):
         return layer_norm_op(x, N, weight, bias, eps, output_dtype(x, x.device.type), save)[0]
     device = kernels_on(x.device)
     if device is None:
