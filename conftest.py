@@ -9,6 +9,8 @@ import torch
 if not torch.accelerator.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+pytest_plugins = ["tritonln.emulator.pytest"]
+
 CELLS = pathlib.Path(__file__).parent / "benchmarks" / "test_cells.py"
 
 

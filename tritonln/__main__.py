@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tritonln.device import TARGETS
+from tritonln.device import CUDA_TARGETS, TARGETS
 from tritonln.dtypes import DTYPES
 from tritonln.tuning.lookup import Policy
 from tritonln.tuning.search import LIMIT
@@ -52,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--offline", action="store_true", help="rank by the model; nothing runs")
     tune.add_argument("--target", choices=TARGETS, help="with --offline, the GPU")
     tune.add_argument("--folder", type=pathlib.Path, help="where the tables go (default: this user's cache)")
+    run = commands.add_parser("run", help="run a program of yours with Triton's kernels on an emulated GPU")
+    run.add_argument("--emulate", default="sm_90", choices=CUDA_TARGETS, help="the GPU (default: %(default)s)")
+    run.add_argument("--counters", action="store_true", help="print a line of counters for each launch")
+    run.add_argument("--unchecked", action="store_true", help="do not look for races, nor who stored what")
+    rest = argparse.REMAINDER
+    run.add_argument("-m", dest="module", nargs=rest, help="a module instead of a script, and its arguments")
+    run.add_argument("program", nargs=rest, help="a script, and its arguments")
     return top
 
 
@@ -117,6 +124,16 @@ def tune(arguments: argparse.Namespace) -> None:
     print("modelled, not measured" if arguments.offline else "measured")
 
 
+def run(arguments: argparse.Namespace) -> None:
+    program = arguments.module or arguments.program
+    if not program:
+        raise SystemExit("python -m tritonln run: expected a script, or -m and a module")
+    os.environ["TRITON_INTERPRET"] = "0"
+    from tritonln.emulator.run import run
+
+    run(arguments.emulate, program, bool(arguments.module), arguments.counters, not arguments.unchecked)
+
+
 def progress(keys: Iterable[Any]) -> Iterable[Any]:
     try:
         from rich.console import Console
@@ -132,6 +149,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         info()
     elif arguments.command == "inspect":
         inspect(arguments)
+    elif arguments.command == "run":
+        run(arguments)
     else:
         try:
             tune(arguments)

@@ -58,6 +58,8 @@ TARGETS = {
         "AMD Instinct MI355X", "hip", "gfx950", 256, 163_840, 163_840, 2048, 32, 8.0e12, 256 << 20, 2.4e9, 64
     ),
 }
+# The architectures of NVIDIA's, which PTX is made for.
+CUDA_TARGETS = [name for name, device in TARGETS.items() if device.backend == "cuda" and device.target == name]
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tritonln.device import Device, interpreting
+from tritonln.device import Device, interpreting, kernels_on, runs_triton, triton_device_type
 
 # Contracted multiply-adds, said aloud because Triton's default is about to change.
 FP_FUSION = True
@@ -106,6 +106,12 @@ def active_driver() -> Any:
     from triton.runtime import driver
 
     return driver.active
+
+
+def forget_driver() -> None:
+    """For who changes Triton's active driver in a running process: what was asked of the old one is asked again."""
+    for asked in (active_driver, kernels_on, runs_triton, triton_device_type):
+        asked.cache_clear()
 
 
 @functools.cache

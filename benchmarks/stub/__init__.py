@@ -82,3 +82,4 @@ def _play_cuda(torch: Any) -> None:
     torch.cuda.get_device_name = lambda device=None: "stub"
     torch.cuda.current_device = lambda: 0
     torch.cuda.device = lambda device=None: contextlib.nullcontext()
+    torch.cuda.is_current_stream_capturing = lambda: True  # there are no graphs: steps are launched one by one

@@ -1,9 +1,4 @@
-"""A driver of Triton's whose GPU is the emulator: `kernel[grid](...)` runs compiled code on CPU tensors.
-
-with emulated_gpu("sm_90") as gpu:
-    kernel[grid](tensors...)
-gpu.runs[-1].counters
-"""
+"""A driver of Triton's whose GPU is the emulator: `kernel[grid](...)` runs compiled code on CPU tensors."""
 
 from __future__ import annotations
 
@@ -13,116 +8,211 @@ import itertools
 import struct
 import time
 import types
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
+from triton.runtime import driver as triton_driver
+from triton.runtime.cache import get_cache_manager
+from triton.runtime.jit import JITFunction
 
-from .floats import Approximation
-from .machine import Counters, Machine
-from .memory import GlobalMemory
-from .ptx import parse
+from tritonln.device import CUDA_TARGETS, TARGETS, interpreting
+from tritonln.emulator.addresses import Addresses, View
+from tritonln.emulator.floats import Approximation
+from tritonln.emulator.graphs import Capture, Stream, played
+from tritonln.emulator.machine import Counters, EmulationError, Machine
+from tritonln.emulator.memory import GlobalMemory
+from tritonln.emulator.ptx import parse
+from tritonln.launch import forget_driver
 
-# multiprocessors and shared memory per program, as tritonln.device.TARGETS has them
-PROPERTIES = {
-    80: (108, 166_912),
-    86: (82, 101_376),
-    89: (82, 101_376),
-    90: (132, 232_448),
-    100: (148, 232_448),
-    120: (170, 101_376),
-}
 SCALARS = {
-    "fp64": "<d",
-    "fp32": "<f",
-    "i64": "<q",
-    "u64": "<Q",
-    "i32": "<i",
-    "u32": "<I",
-    "i16": "<h",
-    "i8": "<b",
-    "i1": "<?",
+    **{"fp64": "<d", "fp32": "<f", "fp16": "<e", "i64": "<q", "u64": "<Q", "i32": "<i", "u32": "<I"},
+    **{"i16": "<h", "u16": "<H", "i8": "<b", "u8": "<B", "i1": "<?", "u1": "<?"},
 }
 
+# Triton keeps compiled kernels by the number of a device, so every emulated one has its own in the process.
+_numbers = itertools.count()
 
-_numbers = itertools.count(1)
 
-
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Run:
-    name: str
+    """One launch that was carried out."""
+
+    name: str  # of the kernel
     grid: tuple[int, int, int]
     counters: Counters
-    seconds: float
-    metadata: Any
+    seconds: float  # that the emulation took; nothing of a GPU's
+    metadata: Any  # Triton's: num_warps, shared, ...
+    device: int
+    stream: int
 
 
-class EmulatedDriver(DriverBase):
-    def __init__(self, arch: int, perturbed: bool = False, seed: int = 0, **options: Any):
+@dataclasses.dataclass(frozen=True)
+class Function:
+    """A kernel as loaded on a device."""
+
+    name: str
+    device: int
+
+
+class EmulatedGPU(DriverBase):  # type: ignore[misc]
+    """What `emulated_gpu` gives: `runs`, the launches so far in order, and `device(number)`, which makes one current.
+
+    `numbers` are those of its devices.  `runs` may be cleared at any time.
+    """
+
+    def __init__(self, target: str, devices: int, perturbed: bool, seed: int, **options: Any):
         super().__init__()
-        self.target, self.options = GPUTarget("cuda", arch, 32), options
+        known = TARGETS[target]
+        self.target, self.options = GPUTarget(known.backend, known.arch, known.warp_size), options
         self.approximate = Approximation(perturbed, seed)
         self.machines: dict[str, Machine] = {}
         self.runs: list[Run] = []
-        self.number = next(_numbers)
-        multiprocessors, shared = PROPERTIES[arch]
-        properties = {"multiprocessor_count": multiprocessors, "max_shared_mem": shared, "warpSize": 32}
+        self.numbers = tuple(itertools.islice(_numbers, devices))
+        self.current, self.stream = self.numbers[0], Stream()
+        self.capture: Capture | None = None
+        self.addresses = Addresses()
+        self.properties = types.SimpleNamespace(
+            name=known.name, major=int(known.arch) // 10, minor=int(known.arch) % 10, warp_size=known.warp_size,
+            multi_processor_count=known.multiprocessors, shared_memory_per_block_optin=known.shared_memory,
+            shared_memory_per_multiprocessor=known.shared_memory_total, L2_cache_size=known.l2,
+            max_threads_per_multi_processor=known.threads, regs_per_multiprocessor=65536, total_memory=80 << 30,
+        )  # fmt: skip
+        limits = {"multiprocessor_count": known.multiprocessors, "max_shared_mem": known.shared_memory, "warpSize": 32}
         self.utils = types.SimpleNamespace(
-            get_device_properties=lambda device: properties,
-            load_binary=lambda name, kernel, shared, device: (object(), name, 0, 0, 1024),
+            get_device_properties=lambda device: limits,
+            load_binary=lambda name, kernel, shared, device: (object(), Function(name, device), 0, 0, 1024),
+            unload_module=lambda module: None,
         )
 
-    is_active = classmethod(lambda cls: False)
-    get_current_target = lambda self: self.target
-    get_active_torch_device = lambda self: torch.device("cpu")
-    get_current_device = lambda self: self.number  # Triton keeps compiled kernels by it
-    get_current_stream = lambda self, device: 0
-    set_current_device = lambda self, device: None
-    map_python_to_cpp_type = lambda self, ty: ty
-    get_device_interface = lambda self: torch.cpu
+    # ---- what Triton and torch ask of a driver
 
-    def get_benchmarker(self):
-        raise NotImplementedError("nothing can be timed in an emulator")
+    @classmethod
+    def is_active(cls) -> bool:
+        return False  # never by itself
 
-    def launcher_cls(self, src, metadata):
-        def launch(x, y, z, stream, function, packed, launch_metadata, enter, leave, *args):
-            self.launch((x, y, z), src.signature, metadata, args)
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def get_device_interface(self) -> Any:
+        return torch.cpu
+
+    def get_current_device(self) -> int:
+        return self.current
+
+    def set_current_device(self, number: int) -> None:
+        if number not in self.numbers:
+            raise ValueError(f"expected the number of an emulated device, of {self.numbers}, but got {number}")
+        self.current = number
+
+    def get_current_stream(self, number: int) -> int:
+        return self.stream.cuda_stream
+
+    @contextlib.contextmanager
+    def device(self, number: int) -> Iterator[None]:
+        before = self.current
+        self.set_current_device(number)
+        try:
+            yield
+        finally:
+            self.current = before
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        raise NotImplementedError("the emulator has no launcher in C")
+
+    def get_benchmarker(self) -> Any:
+        raise RuntimeError("nothing can be timed on an emulated GPU")
+
+    # ---- launches
+
+    def launcher_cls(self, src: Any, metadata: Any) -> Callable[..., None]:
+        def launch(
+            x: int, y: int, z: int, stream: int, function: Function, packed: Any,
+            about: Any, enter: Any, leave: Any, *args: Any,
+        ) -> None:  # fmt: skip
+            if enter is not None:
+                enter(about)
+            if x * y * z:
+                self.launch((x, y, z), stream, function, src.signature, metadata, args)
+            if leave is not None:
+                leave(about)
 
         return launch
 
-    def machine(self, metadata) -> Machine:
+    def launch(
+        self, grid: tuple[int, int, int], stream: int, function: Function, signature: Any, metadata: Any, args: Any
+    ) -> None:
+        name = metadata.name
+        if function.device != self.current:
+            raise EmulationError(
+                f"{name} was loaded on device {function.device} and is launched while {self.current} is current"
+            )
+        if stream != self.stream.cuda_stream:
+            raise EmulationError(
+                f"{name} is launched on stream {stream} while {self.stream.cuda_stream} is the current one"
+            )
+        if metadata.num_ctas != 1 or metadata.global_scratch_size or metadata.profile_scratch_size:
+            raise NotImplementedError(f"{name}: clusters and scratch memory are not emulated")
+        if len(args) != len(signature):
+            raise TypeError(f"{name} takes {len(signature)} arguments, but got {len(args)}")
+        machine, memory, views, params = self.machine(metadata), GlobalMemory(), [], []
+        for argument, kind, value in flat(signature.items(), args):
+            if kind.startswith("*"):
+                address, found = self.pointed(f"{name}: {argument}", value)
+                params.append(struct.pack("<Q", address))
+                for view in found:
+                    memory.add(argument, view)
+                    views.append((argument, view))
+            elif kind != "constexpr":
+                params.append(scalar(f"{name}: {argument}", kind, value))
+        params += [bytes(8)] * (len(machine.kernel.params) - len(params))  # Triton's scratch pointers
+
+        def carry_out() -> None:
+            if gone := [argument for argument, view in views if view.held() is None]:
+                raise EmulationError(f"{name}: {', '.join(gone)}: the tensor is gone")
+            start = time.perf_counter()
+            counters = machine.launch(grid, params, memory)
+            seconds = time.perf_counter() - start
+            self.runs.append(Run(name, grid, counters, seconds, metadata, function.device, stream))
+
+        if self.capture is not None:
+            self.capture.recorded.append(carry_out)
+        else:
+            carry_out()
+
+    def pointed(self, argument: str, value: Any) -> tuple[int, list[View]]:
+        """An address, and what may be touched there."""
+        if value is None or (isinstance(value, int) and value == 0):
+            return 0, []
+        if isinstance(value, torch.Tensor):
+            if value.device.type != "cpu":
+                raise EmulationError(f"{argument} is on {value.device}: an emulated GPU takes tensors on the CPU")
+            return value.data_ptr(), [View(value, value.data_ptr())]
+        address = value if isinstance(value, int) else value.data_ptr()
+        try:
+            return address, self.addresses.find(address)
+        except LookupError as unknown:
+            raise EmulationError(f"{argument}: {unknown}") from None
+
+    def machine(self, metadata: Any) -> Machine:
         found = self.machines.get(metadata.hash)
         if found is None:
-            from triton.runtime.cache import get_cache_manager
-
-            with open(get_cache_manager(metadata.hash).get_file(f"{metadata.name}.ptx")) as file:
+            path = get_cache_manager(metadata.hash).get_file(f"{metadata.name}.ptx")
+            with open(path) as file:
                 kernel = parse(file.read())
             found = Machine(kernel, metadata.shared, approximate=self.approximate, **self.options)
             self.machines[metadata.hash] = found
         return found
 
-    def launch(self, grid, signature, metadata, args) -> None:
-        if metadata.num_ctas != 1 or metadata.global_scratch_size or metadata.profile_scratch_size:
-            raise NotImplementedError("clusters, scratch memory")
-        machine, memory, params = self.machine(metadata), GlobalMemory(), []
-        for name, kind, value in flat(signature.items(), args):
-            if kind == "constexpr":
-                continue
-            if kind.startswith("*"):
-                if not isinstance(value, torch.Tensor):
-                    raise TypeError(f"{name}: an address without a tensor cannot be checked")
-                memory.add(name, value)
-                params.append(struct.pack("<Q", value.data_ptr()))
-            else:
-                params.append(struct.pack(SCALARS[kind], value))
-        params += [bytes(8)] * (len(machine.kernel.params) - len(params))  # Triton's scratch pointers
-        start = time.perf_counter()
-        counters = machine.launch(grid, params, memory)
-        self.runs.append(Run(metadata.name, grid, counters, time.perf_counter() - start, metadata))
 
-
-def flat(signature, args):
+def flat(signature: Any, args: Any) -> Iterator[tuple[str, str, Any]]:
     """(name, kind, value) of every argument; those of a tuple one by one."""
     for (name, kind), value in zip(signature, args):
         if isinstance(kind, tuple):
@@ -131,22 +221,58 @@ def flat(signature, args):
             yield name, kind, value
 
 
-@contextlib.contextmanager
-def emulated_gpu(target: str, **options: Any):
-    """Inside, Triton's active GPU is emulated.  TRITON_INTERPRET must not be set when kernels are imported."""
-    from triton.runtime import driver
-
-    emulated = EmulatedDriver(int(target.removeprefix("sm_")), **options)
-    before = driver._active
-    driver.set_active(emulated)
+def scalar(argument: str, kind: str, value: Any) -> bytes:
+    if kind not in SCALARS:
+        raise NotImplementedError(f"{argument}: the emulator passes no {kind}")
     try:
-        yield emulated
+        return struct.pack(SCALARS[kind], value)
+    except struct.error:
+        raise TypeError(f"{argument}: expected a value of type {kind}, but got {value!r}") from None
+
+
+@contextlib.contextmanager
+def emulated_gpu(
+    target: str = "sm_90",
+    *,
+    devices: int = 1,
+    check: bool = True,
+    count: bool = True,
+    perturbed: bool = False,
+    seed: int = 0,
+) -> Iterator[EmulatedGPU]:
+    """Inside, Triton's active driver is that of an emulated GPU: its kernels run on CPU tensors.
+
+    So do tritonln's operators, and what torch.cuda says of devices, streams and graphs is said of this GPU.
+    Not to be entered in one thread while another launches kernels.
+
+    Args:
+        target: the architecture: sm_80, sm_86, sm_89, sm_90, sm_100 or sm_120.
+        devices: how many; they share the CPU's memory, and launches are checked to name the current one.
+        check: looks for races, reads before writes, and programs that store to one place.  Accesses outside of
+            tensors are refused always.
+        count: sectors and wavefronts; executed instructions are counted always.
+        perturbed, seed: approximate instructions give a value anywhere within their documented error.
+
+    Raises:
+        ValueError: an unknown target.
+        RuntimeError: kernels are interpreted in this process: TRITON_INTERPRET is or was set.
+    """
+    if target not in CUDA_TARGETS:
+        raise ValueError(f"expected target to be one of {', '.join(CUDA_TARGETS)}, but got {target!r}")
+    if devices < 1:
+        raise ValueError(f"expected devices to be at least 1, but got {devices}")
+    if knobs.runtime.interpret or not isinstance(triton.language.sum, JITFunction) or interpreting():
+        raise RuntimeError(
+            "an emulated GPU runs compiled kernels, but TRITON_INTERPRET was set when Triton or a kernel was imported, "
+            "or is still: unset it before the process starts"
+        )
+    gpu = EmulatedGPU(target, devices, perturbed, seed, check=check, count=count)
+    before = triton_driver._active
+    triton_driver.set_active(gpu)
+    forget_driver()
+    try:
+        with gpu.addresses.noted(), played(gpu):
+            yield gpu
     finally:
-        driver._active = before
-
-
-def only_tensors() -> None:
-    """Has tritonln hand over tensors at each launch: its shortcut passes addresses, which cannot be checked."""
-    import tritonln.launch
-
-    tritonln.launch._direct = lambda compiled: None
+        triton_driver._active = before
+        forget_driver()

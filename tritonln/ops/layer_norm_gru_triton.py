@@ -140,7 +140,7 @@ def forward(
         *(x_rz, None if joint else x_n, h, state, p, stats_rz, stats_n),
         *(weight_hh, ln_hh_weight, bias_hh, lengths),
     )
-    step_graphs.run(forward_steps, tensors, range(2, 7), (reverse, eps, plan), cuda_graph)
+    step_graphs.run(forward_steps, tensors, range(2, 7), (reverse, eps, plan), cuda_graph, device)
     return (h, state, p, stats_rz, stats_n) if save else (h, None, None, None, None)
 
 
@@ -201,7 +201,7 @@ def backward(
         *(contiguous(dy), x_rz, None if joint else x_n, p, stats_rz, stats_n, state),
         *(weight_hh, ln_hh_weight, bias_hh, lengths, dgates, dm, dp, dh, kept),
     )
-    step_graphs.run(backward_steps, tensors, range(11, 16), (reverse, plan), cuda_graph)
+    step_graphs.run(backward_steps, tensors, range(11, 16), (reverse, plan), cuda_graph, device)
     return dgates, dm, dp, kept.add_(dh)
 
 

@@ -137,7 +137,7 @@ def forward(
     m = None if s.weight_hr is None else x.new_zeros((T + 1, B, H))
     plan = forward_plan_of(x.dtype, s, save, device)
     tensors = (x, h, c, p, stats, m, s.weight_hh, s.weight_hr, *s[1:4], s.lengths)
-    step_graphs.run(forward_steps, tensors, (1, 2, 3, 4, 5), (s.reverse, s.eps, plan), cuda_graph)
+    step_graphs.run(forward_steps, tensors, (1, 2, 3, 4, 5), (s.reverse, s.eps, plan), cuda_graph, device)
     return h, c, p if save else None, stats, m
 
 
@@ -206,7 +206,7 @@ def backward(
         *(dgates, dp, dh, dc, kept, total, dm, dw_c, db_c),
     )
     written = range(len(tensors) - 9, len(tensors))
-    step_graphs.run(backward_steps, tensors, written, (s.reverse, s.eps, plan), cuda_graph)
+    step_graphs.run(backward_steps, tensors, written, (s.reverse, s.eps, plan), cuda_graph, device)
     if kept is not None:
         dh += kept
     return dgates, dgates if dp is None else dp, dh, dc, *added_up(dw_c, db_c, device), total

@@ -1,6 +1,6 @@
 """A loop over time steps as one CUDA graph: on a GPU the host could not launch the steps as fast as they run.
 
-Not yet run on a GPU: what it does to the tensors is tested with a graph that is played on the CPU.
+Not yet run on a GPU: captured and replayed on an emulated one, where the CPU plays the graph.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from tritonln.device import Device
+from tritonln.launch import active_driver
 
 KEPT = 16  # graphs, the ones last used; each holds buffers of the size of a call's
 
@@ -75,13 +78,15 @@ def run(
     written: Sequence[int],
     constants: tuple[Any, ...],
     cuda_graph: bool,
+    device: Device,
 ) -> None:
     """Through a graph where one is wanted and possible: on CUDA, and not inside another capture."""
-    if cuda_graph and first_of(tensors).is_cuda and not torch.cuda.is_current_stream_capturing():
+    if cuda_graph and capturable(device) and not torch.cuda.is_current_stream_capturing():
         GRAPHS.run(steps, tensors, written, constants)
     else:
         steps(*tensors, *constants)
 
 
-def first_of(tensors: Sequence[Tensor | None]) -> Tensor:
-    return next(t for t in tensors if t is not None)
+def capturable(device: Device) -> bool:
+    """torch.cuda has graphs of NVIDIA's and of AMD's GPUs; the interpreter, which has no driver, has none."""
+    return device.backend in ("cuda", "hip") and active_driver() is not None
