@@ -76,6 +76,23 @@ def test_table_names_every_kernel() -> None:
     assert [line.split()[0] for line in lines] == ["kernel", "layer_norm_fwd", "layer_norm_bwd", "column_sum"]
 
 
+def test_a_run_counts_what_is_executed() -> None:
+    """Beside what was compiled: loads of x, weight, bias and results, each thread block's share of shared memory."""
+    for r in inspect("sm_90", "256", "--weight-dtype", "bf16", "--run"):
+        ran = r["executed"]
+        assert ran["instructions_per_element"] >= r["instructions_per_element"] or r["kernel"] == "column_sum"
+        assert ran["sectors_per_load"] <= 16  # of 32 lanes with 16 bytes each
+        assert 0 < ran["wavefronts_least"] <= ran["wavefronts"]
+    (step,) = inspect("sm_90", "64", "--kernel", "gru_step_fwd", "--run")
+    assert step["executed"]["rows"] == 128
+    lines = run("inspect", "--hidden", "256", "--run").splitlines()
+    assert "sectors/load" in lines[0]
+    done = subprocess.run(
+        [sys.executable, "-m", "tritonln", "inspect", "--target", "gfx942", "--run"], capture_output=True, text=True
+    )
+    assert "expected a target of" in done.stderr
+
+
 def test_one_kernel_only() -> None:
     assert [r["kernel"] for r in inspect("sm_90", "256", "--kernel", "column_sum")] == ["column_sum"]
 

@@ -41,6 +41,9 @@ def parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--kernel", help="only this one, such as layer_norm_bwd; or a recurrent one, such as lstm_step_bwd"
     )
+    inspect.add_argument(
+        "--run", action="store_true", help="run each on an emulated GPU too, and count (NVIDIA's targets)"
+    )
     inspect.add_argument("--json", action="store_true", help="one JSON object a line")
     tune = commands.add_parser("tune", help="search configurations on the GPU that is here, or by a model for another")
     tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
@@ -81,6 +84,8 @@ def info() -> None:
 
 
 def inspect(arguments: argparse.Namespace) -> None:
+    if arguments.run and arguments.target not in CUDA_TARGETS:
+        raise SystemExit(f"python -m tritonln inspect: --run executes PTX: expected a target of {CUDA_TARGETS}")
     # An interpreted kernel cannot be compiled, and which it is is settled when it is imported.
     os.environ["TRITON_INTERPRET"] = "0"
     from tritonln.inspect import Report, inspect_kernel, inspect_layer_norm, table
@@ -90,12 +95,14 @@ def inspect(arguments: argparse.Namespace) -> None:
     reports: list[Report] = []
     for hidden in arguments.hidden:
         if name in registered() and name not in LAYER_NORM:
-            found = inspect_kernel(target, name, hidden, *dtypes)
+            found = inspect_kernel(target, name, hidden, *dtypes, arguments.run)
             if found is None:
                 print(f"{name} is not launched at N = {hidden}: its time steps are, one by one", file=sys.stderr)
             reports += [found] if found is not None else []
         else:
-            reports += [r for r in inspect_layer_norm(target, hidden, *dtypes) if name in (None, r.kernel)]
+            reports += [
+                r for r in inspect_layer_norm(target, hidden, *dtypes, run=arguments.run) if name in (None, r.kernel)
+            ]
     if arguments.json:
         for report in reports:
             print(json.dumps(dataclasses.asdict(report)))

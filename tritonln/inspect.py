@@ -51,6 +51,19 @@ class Report:
     instructions_per_element: float | None  # of the row loop, or of all where there is none
     in_flight: int  # bytes a multiprocessor has outstanding
     needed: int  # bytes that Little's law asks for: bandwidth * latency / multiprocessors
+    executed: Executed | None = None  # counted in a run on an emulated GPU
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """What a launch did, on fewer rows than a static report may be of."""
+
+    rows: int
+    instructions_per_element: float  # by threads
+    sectors_per_load: float  # of 32 bytes, of one warp's request of global memory
+    sectors_per_load_least: float  # that its bytes need
+    wavefronts: float  # of shared memory, of a program
+    wavefronts_least: float  # without bank conflicts
 
 
 def inspect_layer_norm(
@@ -59,10 +72,20 @@ def inspect_layer_norm(
     dtype: torch.dtype = torch.bfloat16,
     parameter_dtype: torch.dtype = torch.float32,
     rows: int = 1 << 16,
+    run: bool = False,
 ) -> list[Report]:
-    """Compiles what tritonln.layer_norm launches, forward and backward, for rows of `hidden` values."""
+    """Compiles what tritonln.layer_norm launches, forward and backward, for rows of `hidden` values.
+
+    `run`: also runs it on an emulated GPU, on as many rows as that takes seconds for.
+    """
     calls = layer_norm_launches(target, hidden, dtype, parameter_dtype, rows)
-    return [report(call, TARGETS[target], hidden) for call in calls]
+    reports = [report(call, TARGETS[target], hidden) for call in calls]
+    if run:
+        from tritonln.emulator import measure
+
+        ran = measure.layer_norm(target, hidden, dtype, parameter_dtype)
+        reports = [dataclasses.replace(r, executed=m.executed) for r, m in zip(reports, ran, strict=True)]
+    return reports
 
 
 def inspect_kernel(
@@ -71,6 +94,7 @@ def inspect_kernel(
     hidden: int,
     dtype: torch.dtype = torch.bfloat16,
     parameter_dtype: torch.dtype = torch.float32,
+    run: bool = False,
 ) -> Report | None:
     """Compiles one of the recurrent kernels as a training step launches it, on as many rows as it is tuned on.
 
@@ -86,7 +110,13 @@ def inspect_kernel(
     if config == STEPS:
         return None
     rows = int(tunable.most_rows(device))
-    return report(launch_of(tunable, key, config, device, rows), device, hidden, rows * tunable.steps)
+    found = report(launch_of(tunable, key, config, device, rows), device, hidden, rows * tunable.steps)
+    if run:
+        from tritonln.emulator import measure
+
+        ran = measure.kernel(target, tunable, key, config)
+        found = dataclasses.replace(found, executed=None if ran is None else ran.executed)
+    return found
 
 
 def launch_of(tunable: Tunable, key: Key, config: Config, device: Device, rows: int) -> Recorded:
@@ -204,6 +234,7 @@ def table(reports: list[Report]) -> str:
     head = [
         *("kernel", "N", "tile", "warps", "regs", "spill B", "shared B", "resident", "occup."),
         *("loads", "stores", "barriers", "async", "cluster", "B/elem", "instr/elem", "KiB in flight", "needed"),
+        *(("run: rows", "instr/elem", "sectors/load", "wavefronts") if any(r.executed for r in reports) else ()),
     ]
     lines = [
         [
@@ -225,11 +256,24 @@ def table(reports: list[Report]) -> str:
             "-" if r.instructions_per_element is None else f"{r.instructions_per_element:.1f}",
             f"{r.in_flight / 1024:.0f}",
             f"{r.needed / 1024:.0f}",
+            *ran(r.executed),
         ]
         for r in reports
     ]
     widths = [max(len(row[i]) for row in [head, *lines]) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in [head, *lines])
+
+
+def ran(e: Executed | None) -> list[str]:
+    """Cells of what was executed, each with the least that there could be."""
+    if e is None:
+        return []
+    return [
+        str(e.rows),
+        f"{e.instructions_per_element:.1f}",
+        f"{e.sectors_per_load:.1f} ({e.sectors_per_load_least:.1f})",
+        f"{e.wavefronts:.0f} ({e.wavefronts_least:.0f})",
+    ]
 
 
 def counted_widths(widths: dict[int, int]) -> str:

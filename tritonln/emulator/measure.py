@@ -3,55 +3,78 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import functools
 
-from tritonln.emulator.driver import Run
+import torch
+
+from tritonln.device import TARGETS, Device, kernels_on
+from tritonln.emulator.driver import Run, emulated_gpu
 from tritonln.emulator.memory import Traffic
+from tritonln.inspect import Executed, layer_norm_launches
+from tritonln.ops import layer_norm_triton
+from tritonln.tuning.config import STEPS, Config
+from tritonln.tuning.lookup import known
+from tritonln.tuning.search import prepared
+from tritonln.tuning.tunable import Key, Tunable
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One launch.  A request is one instruction of one warp; a sector has 32 bytes; a wavefront is one pass through
-    the 32 banks of shared memory.  `least` is what the bytes of the requests need at the fewest.
+    """One launch.
+
+    A request is one instruction of one warp.  `load_*` are of global memory, asynchronous copies included; a sector has
+    32 bytes.  A wavefront is one pass through the 32 banks of shared memory.  `*_least`: what the bytes of the requests
+    need at the fewest.
     """
 
     kernel: str
+    rows: int
+    hidden: int
     programs: int
-    instructions: float  # executed by each program's warps together
+    instructions: int  # executed, by all warps
     load_requests: int
-    load_sectors: int  # of global memory, loads and asynchronous copies
+    load_sectors: int
     load_least: int
-    load_bytes: int
     store_requests: int
     store_sectors: int
     store_least: int
-    wavefronts: float  # of each program, loads and stores of shared memory
+    wavefronts: float  # of a program
     wavefronts_least: float
 
     @property
-    def sectors_per_request(self) -> float:
-        return self.load_sectors / max(1, self.load_requests)
+    def executed(self) -> Executed:
+        """For the inspector."""
+        requests = max(1, self.load_requests)
+        return Executed(
+            rows=self.rows,
+            instructions_per_element=32 * self.instructions / (self.rows * self.hidden),
+            sectors_per_load=self.load_sectors / requests,
+            sectors_per_load_least=self.load_least / requests,
+            wavefronts=self.wavefronts,
+            wavefronts_least=self.wavefronts_least,
+        )
 
-    @property
-    def store_sectors_per_request(self) -> float:
-        return self.store_sectors / max(1, self.store_requests)
 
-
-def measured(run: Run) -> Measured:
-    """Of a launch that was counted: an emulated GPU with `count=True`."""
+def measured(run: Run, rows: int, hidden: int) -> Measured:
+    """Of a launch on an emulated GPU with `count=True`."""
     x, y, z = run.grid
     programs, memory = x * y * z, run.counters.memory()
-    loads = added(memory[kind] for kind in ("global_load", "global_copy") if kind in memory)
-    stores = added(memory[kind] for kind in ("global_store",) if kind in memory)
-    shared = added(memory[kind] for kind in ("shared_load", "shared_store") if kind in memory)
+
+    def traffic(*kinds: str) -> Traffic:
+        parts = [memory[kind] for kind in kinds if kind in memory]
+        return Traffic(*(sum(getattr(part, f.name) for part in parts) for f in dataclasses.fields(Traffic)))
+
+    loads, stores = traffic("global_load", "global_copy"), traffic("global_store")
+    shared = traffic("shared_load", "shared_store")
     return Measured(
         kernel=run.name,
+        rows=rows,
+        hidden=hidden,
         programs=programs,
-        instructions=int(run.counters.executed.sum()) / programs,
+        instructions=int(run.counters.executed.sum()),
         load_requests=loads.requests,
         load_sectors=loads.units,
         load_least=loads.ideal,
-        load_bytes=loads.bytes,
         store_requests=stores.requests,
         store_sectors=stores.units,
         store_least=stores.ideal,
@@ -60,24 +83,49 @@ def measured(run: Run) -> Measured:
     )
 
 
-def added(parts: Iterable[Traffic]) -> Traffic:
-    total = Traffic()
-    for part in parts:
-        for field in dataclasses.fields(Traffic):
-            setattr(total, field.name, getattr(total, field.name) + getattr(part, field.name))
-    return total
+TILES = 2  # that each program of the backward walks: what it does once and what it does for each both show
+MOST = 1 << 22  # values of x, that this takes seconds
 
 
-def table(runs: Iterable[Run]) -> str:
-    """Aligned columns, one launch a line."""
-    head = ["kernel", "programs", "instr/program", "sectors/load", "least", "sectors/store", "least"]
-    lines = [[*head, "wavefronts/program", "least"]]
-    for m in map(measured, runs):
-        lines.append([
-            m.kernel, str(m.programs), f"{m.instructions:.0f}",
-            f"{m.sectors_per_request:.1f}", f"{m.load_least / max(1, m.load_requests):.1f}",
-            f"{m.store_sectors_per_request:.1f}", f"{m.store_least / max(1, m.store_requests):.1f}",
-            f"{m.wavefronts:.0f}", f"{m.wavefronts_least:.0f}",
-        ])  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in lines)
+@functools.cache
+def layer_norm(
+    target: str, N: int, dtype: torch.dtype = torch.bfloat16, parameter_dtype: torch.dtype = torch.float32
+) -> list[Measured]:
+    """The launches of tritonln.layer_norm for rows of N values, forward and backward."""
+    _, call, _ = layer_norm_launches(target, N, dtype, parameter_dtype, 1 << 16)
+    names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
+    height = int(dict(zip(names, call.launch.constants))["BLOCK_M"])
+    rows = height * max(2, min(TILES * call.programs, MOST // (N * height)))
+    x, dy = torch.randn(2, rows, N).to(dtype)
+    weight, bias = torch.randn(2, N).to(torch.float64 if dtype == torch.float64 else parameter_dtype)
+    with emulated_gpu(target, check=False) as gpu:
+        device = emulated_device()
+        _, stats = layer_norm_triton.forward(x, N, weight, bias, 1e-5, dtype, True, device)
+        assert stats is not None
+        layer_norm_triton.backward(dy, x, N, weight, bias, stats, (True, True, True), device)
+        forward, backward, sums = gpu.runs
+        partial = backward.grid[0]  # what the last kernel adds up
+        return [measured(forward, rows, N), measured(backward, rows, N), measured(sums, partial, N)]
+
+
+def kernel(target: str, tunable: Tunable, key: Key, config: Config | None = None) -> Measured | None:
+    """One launch of a tunable kernel, in the configuration that is looked up where it is None.
+
+    None where a kernel of whole sequences is not launched for such rows, but those of single steps.
+    """
+    if config is None:
+        config = known(tunable, key, TARGETS[target]).config
+    if config == STEPS:
+        return None
+    with emulated_gpu(target, check=False) as gpu:
+        device = emulated_device()
+        rows = int(tunable.most_rows(device))
+        launch, _ = prepared(tunable, key, config, device, rows, 0, torch.device("cpu"))
+        launch()
+        return measured(gpu.runs[-1], rows * tunable.steps, key.N)
+
+
+def emulated_device() -> Device:
+    device = kernels_on(torch.device("cpu"))
+    assert device is not None
+    return device

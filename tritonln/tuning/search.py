@@ -103,7 +103,7 @@ def measured(
             try:
                 for (M, seed), reference in zip(problems, expected):
                     _verify(tunable, key, _results(tunable, key, config, device, M, seed, where), reference, M)
-                runs = [_prepared(tunable, key, config, device, rows, seed, where)[0] for seed in range(copies)]
+                runs = [prepared(tunable, key, config, device, rows, seed, where)[0] for seed in range(copies)]
                 trials.append(Trial(config, clock(config, runs)))
             except Exception as failure:  # out of resources, a compiler's error, wrong results
                 trials.append(Trial(config, error=_line(failure)))
@@ -170,7 +170,7 @@ def searched(tunable: Tunable, key: Key, device: Device) -> Entry:
 # ---- a problem to run a configuration on -----------------------------------------------------------
 
 
-def _prepared(
+def prepared(
     tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
 ) -> tuple[Callable[[], object], dict[str, Tensor]]:
     """A launch on random inputs and poisoned results, and what it writes."""
@@ -201,7 +201,7 @@ def _results(
     tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
 ) -> dict[str, Tensor]:
     """What a configuration computes.  Partial sums are added up, as configurations differ in how many there are."""
-    launch, written = _prepared(tunable, key, config, device, M, seed, where)
+    launch, written = prepared(tunable, key, config, device, M, seed, where)
     launch()
     return {name: t.sum(0, dtype=t.dtype) if tunable.per_program(name) else t for name, t in written.items()}
 
