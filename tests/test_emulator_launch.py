@@ -248,7 +248,7 @@ def test_step_graphs(layer, lengths: bool, emulated: EmulatedGPU, stepwise: None
             assert ours.equal(theirs)
         captured = [graph for graph in GRAPHS.graphs.values() if graph is not None]
         assert len(captured) == (2 if call else 0)
-    replayed = captured[0][0].recorded
+    replayed = captured[0].graph.recorded
     assert any(step.__qualname__.startswith("EmulatedGPU") for step in replayed)
 
 

@@ -222,6 +222,25 @@ def test_misfits_are_refused_in_torch_s_words(ours: Any, theirs: Any, case: str)
     assert str(found.value) == str(expected.value)
 
 
+@pytest.mark.parametrize(("ours", "theirs"), PAIRS)
+@pytest.mark.parametrize("lengths", [[6, 4, 1], [2, 6, 4]], ids=str)
+def test_states_of_packed_rows_without_layers(ours: Any, theirs: Any, lengths: list[int]) -> None:
+    input = pack_padded_sequence(X, lengths, enforce_sorted=False)
+    state = torch.randn(3, 5)
+    hx = (state, state) if theirs is nn.LSTM else state
+    with pytest.raises((RuntimeError, IndexError)) as expected:
+        theirs(4, 5)(input, hx)
+    with pytest.raises(expected.type) as found:
+        ours(4, 5)(input, hx)
+    assert str(found.value) == str(expected.value)
+
+
+def test_a_gru_has_no_projection() -> None:
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM, not RNN or GRU"):
+        LayerNormGRU(4, 5, proj_size=2)
+    assert LayerNormGRU(4, 5, 1, True, False, 0.0, False, 0, "meta").weight_ih_l0.is_meta  # as torch counts them
+
+
 def test_constructors_refuse() -> None:
     with pytest.raises(ValueError, match="cell_norm should be one of 'output', 'carry', 'none', got 'both'"):
         LayerNormLSTM(4, 5, cell_norm="both")

@@ -1,11 +1,13 @@
 """LayerNormLSTMCell and LayerNormGRUCell: a step of the layers, and torch's cells in their errors."""
 
+import warnings
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.recurrent import flat
 from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
 
 pytestmark = pytest.mark.usefixtures("aten")
@@ -38,6 +40,16 @@ def test_gru_cell_is_a_step_of_the_layer() -> None:
         torch.testing.assert_close(h, y[t])
     assert cell(x[0, 0]).shape == (5,)
     assert repr(cell) == "LayerNormGRUCell(4, 5, norm_groups=joint)"
+
+
+@pytest.mark.parametrize("input", [torch.randn(3, 4), torch.randn(4)])
+@pytest.mark.parametrize(("ours", "theirs"), [(LayerNormLSTMCell, nn.LSTMCell), (LayerNormGRUCell, nn.GRUCell)])
+def test_no_units(ours: Any, theirs: Any, input: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's: "Initializing zero-element tensors is a no-op"
+        cells = ours(4, 0), theirs(4, 0)
+    found, expected = (flat(cell(input)) for cell in cells)
+    assert [t.shape for t in found] == [t.shape for t in expected]
 
 
 @pytest.mark.parametrize(

@@ -116,9 +116,10 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
         return self.stream.cuda_stream
 
     @contextlib.contextmanager
-    def device(self, number: int) -> Iterator[None]:
+    def device(self, number: int | None) -> Iterator[None]:
         before = self.current
-        self.set_current_device(number)
+        if number is not None:
+            self.set_current_device(number)
         try:
             yield
         finally:

@@ -130,6 +130,7 @@ class LayerNormLSTM(_LayerNormRNN):
     )
     check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
+    permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -200,8 +201,8 @@ class LayerNormGRU(_LayerNormRNN):
         h_t &= (1 - z) \, n + z \, h_{t-1}
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as
-            :class:`torch.nn.GRU`'s.  ``bias`` is that of the norms.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
+            dtype: as :class:`torch.nn.GRU`'s, which has no projection either.  ``bias`` is that of the norms.
         norm_groups: ``"paper"``: the 2H values of r and z are normalized together, and the H of n;
             ``"joint"``: all 3H together, as in haste.
         eps: added to each variance.
@@ -226,6 +227,7 @@ class LayerNormGRU(_LayerNormRNN):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        proj_size: int = 0,
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
@@ -233,6 +235,8 @@ class LayerNormGRU(_LayerNormRNN):
         eps: float = 1e-5,
         cuda_graph: bool = True,
     ) -> None:
+        if proj_size:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__(
             *("GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional),
             device=device,

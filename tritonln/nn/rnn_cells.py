@@ -74,9 +74,10 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
         states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * 2 if hx is None else tuple(hx)
         if not fits(self, input, states):
             return super().forward(input, hx)
-        h, c = (s.view(-1, self.hidden_size) for s in states)
+        rows = input.shape[0] if input.dim() == 2 else 1
+        h, c = (s.reshape(rows, self.hidden_size) for s in states)
         _, (h, c), _ = layer_norm_lstm(
-            input.reshape(1, -1, self.input_size),
+            input.reshape(1, rows, self.input_size),
             *(h, c, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),
             *(self.ln_ih_weight, self.ln_hh_weight, self.ln_c_weight, self.ln_c_bias),
             carry=self.cell_norm == "carry",
@@ -125,9 +126,10 @@ class LayerNormGRUCell(torch.nn.GRUCell):
         h = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
         if not fits(self, input, (h,)):
             return super().forward(input, hx)
+        rows = input.shape[0] if input.dim() == 2 else 1
         _, h_n = layer_norm_gru(
-            input.reshape(1, -1, self.input_size),
-            h.view(-1, self.hidden_size),
+            input.reshape(1, rows, self.input_size),
+            h.reshape(rows, self.hidden_size),
             *(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.ln_ih_weight, self.ln_hh_weight),
             joint=self.norm_groups == "joint",
             eps=self.eps,

@@ -20,7 +20,7 @@ def reset(module: torch.nn.Module, hidden_size: int) -> None:
     The biases must not start at zero: a step whose input row is constant, such as padding, is then
     normalized with a slope of 1/sqrt(eps), and the gradient grows a thousandfold at each such step.
     """
-    bound = 1.0 / math.sqrt(hidden_size)
+    bound = 1.0 / math.sqrt(hidden_size) if hidden_size else 0.0
     for name, parameter in module.named_parameters():
         if not name.startswith("ln_"):
             init.uniform_(parameter, -bound, bound)

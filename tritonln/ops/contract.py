@@ -91,8 +91,19 @@ def traced(*tensors: Tensor | None) -> bool:
 
 
 def transformed() -> bool:
-    """Whether forward mode or a torch.func transform (vmap, grad, ...) is at work: they know only ATen."""
-    return torch._C._are_functorch_transforms_active() or torch.autograd.forward_ad._current_level >= 0
+    """Whether forward mode, a torch.func transform (vmap, grad, ...) or jit.trace is at work: they know only ATen."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    )
+
+
+def batched(*gradients: Tensor | None) -> bool:
+    """Whether they are many at once, as is_grads_batched=True makes them, which compiled code never sees."""
+    return not torch.compiler.is_compiling() and any(
+        g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients
+    )
 
 
 def refuse_tangents(operator: str) -> None:

@@ -8,17 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.ops.contract import arithmetic, traced
+from tritonln.ops import recurrent_plain
+from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
 from tritonln.ops.layer_norm_gru_sequence import backward, forward
-from tritonln.ops.recurrent import (
-    autocast_dtype,
-    cast,
-    check,
-    check_lengths,
-    filled,
-    once_differentiable,
-    present,
-)
+from tritonln.ops.recurrent import autocast_dtype, cast, check, check_lengths, fake_gradients, filled, present
+from tritonln.ops.recurrent_autograd import Arguments, Backward
 
 
 def layer_norm_gru(
@@ -54,7 +48,8 @@ def layer_norm_gru(
         weight_ih, weight_hh: ``(3H, I)`` and ``(3H, H)``, gates in torch's order r, z, n.
         bias_ih, bias_hh: ``(3H,)``, the biases of the norms; both or neither.
         ln_ih_weight, ln_hh_weight: ``(3H,)``, the gains of the norms.
-        lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others.
+        lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others, whose
+            ``x`` is not read.
         reverse: walk from the last step to the first.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
@@ -68,7 +63,11 @@ def layer_norm_gru(
 
     Saved for backward, beside the arguments: a step and row 9H values of ``x``'s dtype (W_ih x, its norm,
     W_hh h), the states, H of ``x``'s dtype and, where that is 16-bit, of fp32, and 32 bytes of statistics (16
-    where ``joint``).  Cannot be differentiated twice.
+    where ``joint``).  The results are the caller's to change in place.
+
+    Forward mode, torch.func's transforms, batched gradients, derivatives of derivatives (of any order) and
+    torch.jit.trace run in plain torch, which takes some twenty operators a step.  Compiled code has first
+    derivatives only.
 
     Raises:
         RuntimeError: for shapes, dtypes and devices that do not fit.
@@ -101,14 +100,17 @@ def layer_norm_gru(
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     arguments = (*tensors, lengths, reverse, joint, float(eps), cuda_graph)
     h: Any
-    if traced(x):
+    if transformed():
+        save, (h,) = False, recurrent_plain.gru(*arguments)  # autograd saves what it needs
+    elif traced(*tensors):
         h, *_ = layer_norm_gru_op(*arguments, save)
     elif save:
         h = _LayerNormGRU.apply(*arguments)
     else:
         h, *_ = forward(*_grouped(arguments), False)
-    T = len(x)
-    return (h[:T], h[0]) if reverse else (h[1:], h[T])
+    steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
+    # What is saved for backward is nobody's to change.
+    return h[steps].clone() if save else h[steps], h[last].clone()
 
 
 # ---- eager -------------------------------------------------------------------------------------
@@ -118,32 +120,16 @@ class _LayerNormGRU(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor | None:
         h, *saved = forward(*_grouped(arguments), True)
-        _save(ctx, arguments, (h, *saved))
+        _backward.save(ctx, _grouped(arguments), (h, *saved))
         return h
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            x, parameters, saved, lengths = _saved(ctx)
-            found = backward(dh, x, parameters, saved, lengths, ctx.constants, ctx.needs_input_grad[:8])
-        return *once_differentiable("layer_norm_gru", found), None, None, None, None, None
+        return *_backward(ctx, dh), None, None, None, None, None
 
 
-def _grouped(arguments: tuple[Any, ...]) -> tuple[Any, Any, tuple[Any, ...], Any, Any]:
-    """(x, h0, parameters, lengths, constants) from the arguments of the op."""
-    x, h0 = arguments[:2]
-    return x, h0, arguments[2:8], arguments[8], arguments[9:13]
-
-
-def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor | None, ...]) -> None:
-    x, _, parameters, lengths, ctx.constants = _grouped(arguments)
-    ctx.save_for_backward(x, *parameters, lengths, *results)
-    ctx.set_materialize_grads(False)
-
-
-def _saved(ctx: Any) -> tuple[Any, ...]:
-    x, *rest = ctx.saved_tensors
-    return x, tuple(rest[:6]), tuple(rest[7:]), rest[6]
+def _grouped(arguments: tuple[Any, ...]) -> Arguments:
+    return Arguments(arguments[:8], arguments[8], arguments[9:13])
 
 
 # ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
@@ -166,8 +152,9 @@ def layer_norm_gru_op(
     cuda_graph: bool,
     save: bool,
 ) -> list[Tensor]:
-    parameters = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
-    h, *saved = forward(x, h0, parameters, lengths, (reverse, joint, eps, cuda_graph), save)
+    refuse_tangents("layer_norm_gru")
+    inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    h, *saved = forward(inputs, lengths, (reverse, joint, eps, cuda_graph), save)
     return list(filled(x, h, *(saved if save else [None] * 9)))
 
 
@@ -199,9 +186,8 @@ def _(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
 @torch.library.custom_op("tritonln::layer_norm_gru_backward", mutates_args=())
 def layer_norm_gru_backward_op(
     dh: Tensor | None,
-    x: Tensor,
-    parameters: Sequence[Tensor | None],
-    saved: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
     lengths: Tensor | None,
     reverse: bool,
     joint: bool,
@@ -209,29 +195,26 @@ def layer_norm_gru_backward_op(
     cuda_graph: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    constants = (reverse, joint, eps, cuda_graph)
-    found = backward(dh, x, tuple(parameters), present(saved), lengths, constants, tuple(needs))
+    found = backward(dh, inputs, present(saved), lengths, (reverse, joint, eps, cuda_graph), needs)
+    x: Any = inputs[0]
     return list(filled(x, *found))
 
 
 @layer_norm_gru_backward_op.register_fake
-def _(
-    dh: Tensor | None, x: Tensor, parameters: Sequence[Tensor | None], saved: Sequence[Tensor], *rest: Any
-) -> list[Tensor]:
-    inputs, needs = (x, saved[0][0], *parameters), rest[-1]
-    return list(filled(x, *(torch.empty_like(t) if t is not None and n else None for t, n in zip(inputs, needs))))
+def _(dh: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
+    return fake_gradients(inputs, rest[-1])
+
+
+_backward = Backward(8, recurrent_plain.gru, layer_norm_gru_backward_op, backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _save(ctx, inputs, tuple(output))
+    _backward.save(ctx, _grouped(inputs), output)
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    x, parameters, saved, lengths = _saved(ctx)
-    needs = ctx.needs_input_grad[:8]
-    found = layer_norm_gru_backward_op(gradients[0], x, parameters, saved, lengths, *ctx.constants, needs)
-    return *(g if n else None for g, n in zip(found, needs)), None, None, None, None, None, None
+    return *_backward(ctx, gradients[0]), None, None, None, None, None, None
 
 
 layer_norm_gru_op.register_autograd(_op_backward, setup_context=_setup_context)

@@ -85,13 +85,13 @@ def backward(
     norms = [torch.native_layer_norm(row, (N,), w, None, eps) for row, N, w in zip(rows, widths, w_hh)]
     rz, m = norms[0][0].split((2 * H, H), -1) if joint else (norms[0][0], norms[1][0])
     m = m if bias_hh is None else m + bias_hh[2 * H :]
-    r, z = rz.add_(x_rz[..., : 2 * H]).sigmoid_().split(H, -1)
+    r, z = rz.add_(x_rz[..., : 2 * H]).sigmoid_().split((H,) * 2, -1)
     n = torch.addcmul(x_n.to(dtype), r, m).tanh_()
 
     # What dh is multiplied with in the gradient of each gate before its activation, and of m.  The products take its
     # place: new memory costs time.
     dgates = torch.empty((T, B, 3 * H), dtype=dtype, device=p.device)
-    d_r, d_z, d_n = dgates.split(H, -1)
+    d_r, d_z, d_n = dgates.split((H,) * 3, -1)
     tanh_backward(1 - z, n, grad_input=d_n)
     sigmoid_backward(d_n * m, r, grad_input=d_r)
     sigmoid_backward(state[before] - n, z, grad_input=d_z)

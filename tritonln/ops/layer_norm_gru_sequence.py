@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,14 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonln.ops import layer_norm_gru_aten, layer_norm_gru_persistent, layer_norm_gru_triton
-from tritonln.ops.contract import arithmetic, contiguous
-from tritonln.ops.recurrent import GRUSteps, device_of, norm_backward, norm_forward, product, without_autocast
+from tritonln.ops.contract import contiguous
+from tritonln.ops.recurrent import (
+    GRUSteps,
+    device_of,
+    input_bias,
+    norm_backward,
+    norm_forward,
+    product,
+    without_autocast,
+    without_padding,
+)
 
 
 def forward(
-    x: Tensor,
-    h0: Tensor,
-    parameters: tuple[Any, ...],
+    inputs: Sequence[Any],
     lengths: Tensor | None,
     constants: tuple[bool, bool, float, bool],
     save: bool,
@@ -27,9 +35,9 @@ def forward(
     wx = W_ih x, and x_rz and x_n = LN of its groups with the biases.  Where both are one group x_rz holds
     its rows and x_n is None.
     """
-    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight = parameters
-    reverse, joint, eps, cuda_graph = constants
-    device, H = device_of(x), h0.shape[-1]
+    x, h0, weight_ih, _, bias_ih, bias_hh, ln_ih_weight, _ = inputs
+    _, joint, eps, cuda_graph = constants
+    device, H, x = device_of(x, h0), h0.shape[-1], without_padding(x, lengths)
     with without_autocast(x):
         wx, bias = F.linear(x, weight_ih), input_bias(bias_ih, bias_hh)
         x_n = stats_x_n = None
@@ -40,7 +48,7 @@ def forward(
             x_rz, stats_x_rz = norm_forward(wx_rz, w_rz, b_rz, eps, save, device)
             x_n, stats_x_n = norm_forward(wx_n, w_n, b_n, eps, save, device)
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
-        s = _steps(parameters, lengths, constants)
+        s = _steps(inputs, lengths, constants)
         if device is None:
             found = layer_norm_gru_aten.forward(x_rz, candidate, h0, s, save)
         else:
@@ -51,19 +59,9 @@ def forward(
     return h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n
 
 
-def _steps(parameters: tuple[Any, ...], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> GRUSteps:
-    _, weight_hh, _, bias_hh, _, ln_hh_weight = parameters
+def _steps(inputs: Sequence[Any], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> GRUSteps:
+    *_, weight_hh, _, bias_hh, _, ln_hh_weight = inputs
     return GRUSteps(*map(contiguous, (weight_hh, bias_hh, ln_hh_weight, lengths)), *constants[:3])  # type: ignore[call-arg, arg-type]
-
-
-def input_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
-    """The bias of LN(W_ih x): of r and z those of both sides, of the candidate only the input's."""
-    if bias_ih is None or bias_hh is None:
-        return None
-    bias = bias_ih.to(arithmetic(bias_ih.dtype), copy=True)
-    rz = len(bias) // 3 * 2
-    bias[:rz] += bias_hh[:rz]
-    return bias
 
 
 def groups(H: int, *tensors: Tensor | None) -> tuple[list[Any], list[Any]]:
@@ -74,22 +72,23 @@ def groups(H: int, *tensors: Tensor | None) -> tuple[list[Any], list[Any]]:
 
 def backward(
     dh: Tensor | None,
-    x: Tensor,
-    parameters: tuple[Any, ...],
-    saved: tuple[Any, ...],
+    inputs: Sequence[Any],
+    saved: Sequence[Any],
     lengths: Tensor | None,
     constants: tuple[bool, bool, float, bool],
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, h0 and the parameters, in their order and dtypes, each None unless needed."""
-    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight = parameters
+    """The gradients of the inputs in their dtypes, each None unless needed."""
     h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n = saved
-    reverse, joint, eps, cuda_graph = constants
-    device, H = device_of(x), h.shape[-1]
+    if p is None:  # the graph was captured where nothing asked for gradients
+        h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats_rz, stats_n = forward(inputs, lengths, constants, True)
+    x, h0, weight_ih, _, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight = inputs
+    reverse, joint, _, cuda_graph = constants
+    device, H, x = device_of(x, h0), h.shape[-1], without_padding(x, lengths)
     with without_autocast(x):
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
         known = (x_rz, candidate, p, stats_rz, stats_n, h if state is None else state)
-        s = _steps(parameters, lengths, constants)
+        s = _steps(inputs, lengths, constants)
         if device is None:
             dgates, dm, dp, dh0 = layer_norm_gru_aten.backward(dh, *known, s)
         else:
@@ -125,7 +124,7 @@ def backward(
         )
     return tuple(
         g.to(t.dtype) if g is not None and t is not None and needed else None
-        for g, t, needed in zip(gradients, (x, h, *parameters), needs)
+        for g, t, needed in zip(gradients, inputs, needs)
     )
 
 

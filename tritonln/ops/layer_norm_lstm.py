@@ -8,17 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.ops.contract import arithmetic, traced
+from tritonln.ops import recurrent_plain
+from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
 from tritonln.ops.layer_norm_lstm_sequence import backward, forward
-from tritonln.ops.recurrent import (
-    autocast_dtype,
-    cast,
-    check,
-    check_lengths,
-    filled,
-    once_differentiable,
-    present,
-)
+from tritonln.ops.recurrent import autocast_dtype, cast, check, check_lengths, fake_gradients, filled, present
+from tritonln.ops.recurrent_autograd import Arguments, Backward
 
 
 def layer_norm_lstm(
@@ -61,7 +55,8 @@ def layer_norm_lstm(
         ln_c_weight, ln_c_bias: ``(H,)``, gain and optional bias of the cell's norm, left out without a gain.
         weight_hr: ``(P, H)``, the projection; optional.
         carry: carry LN(c) to the next step instead of c, as some implementations do.
-        lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others.
+        lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others, whose
+            ``x`` is not read.
         reverse: walk from the last step to the first.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
@@ -76,7 +71,12 @@ def layer_norm_lstm(
 
     Saved for backward, beside the arguments: a step and row 12H values of ``x``'s dtype (W_ih x, its norm,
     W_hh h; 4H fewer where gates are not normalized), the states, P of ``x``'s dtype and H of fp32, and
-    16 bytes of statistics; H more of ``x``'s dtype with a projection.  Cannot be differentiated twice.
+    16 bytes of statistics; H more of ``x``'s dtype with a projection.  y and the last states are the caller's to
+    change in place, cells only where there is no backward to come.
+
+    Forward mode, torch.func's transforms, batched gradients, derivatives of derivatives (of any order) and
+    torch.jit.trace run in plain torch, which takes some twenty operators a step.  Compiled code has first
+    derivatives only.
 
     Raises:
         RuntimeError: for shapes, dtypes and devices that do not fit.
@@ -90,10 +90,11 @@ def layer_norm_lstm(
         x, h0, weight_ih, weight_hh, weight_hr = cast(dtype, x, h0, weight_ih, weight_hh, weight_hr)
         parameters = (weight_ih, weight_hh, *parameters[2:8], weight_hr)
     _check(x, h0, c0, parameters, lengths, carry)
-    T = len(x)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *parameters))
     arguments = (x, h0, c0, *parameters, lengths, reverse, carry, float(eps), cuda_graph)
-    if traced(x):
+    if transformed():
+        save, (h, c) = False, recurrent_plain.lstm(*arguments)  # autograd saves what it needs
+    elif traced(x, h0, c0, *parameters):
         h, c, *_ = layer_norm_lstm_op(*arguments, save)
     elif save:
         h, c = _LayerNormLSTM.apply(*arguments)
@@ -101,9 +102,10 @@ def layer_norm_lstm(
         h, c, *_ = forward(*_grouped(arguments), False)
     if c.dtype != c0.dtype:
         c = c.to(c0.dtype)
-    if reverse:
-        return h[:T], (h[0], c[0]), c[:T]
-    return h[1:], (h[T], c[T]), c[1:]
+    steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
+    # What is saved for backward is nobody's to change.
+    y = h[steps].clone() if save else h[steps]
+    return y, (h[last].clone(), c[last].clone()), c[steps]
 
 
 def _check(
@@ -145,32 +147,16 @@ class _LayerNormLSTM(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
         h, c, *saved = forward(*_grouped(arguments), True)
-        _save(ctx, arguments, (h, c, *saved))
+        _backward.save(ctx, _grouped(arguments), (h, c, *saved))
         return h, c
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
-        with torch.no_grad():
-            x, parameters, saved, lengths = _saved(ctx)
-            found = backward(dh, dc, x, parameters, saved, lengths, ctx.constants, ctx.needs_input_grad[:12])
-        return *once_differentiable("layer_norm_lstm", found), None, None, None, None, None
+        return *_backward(ctx, dh, dc), None, None, None, None, None
 
 
-def _grouped(arguments: tuple[Any, ...]) -> tuple[Any, Any, Any, tuple[Any, ...], Any, Any]:
-    """(x, h0, c0, parameters, lengths, constants) from the arguments of the op."""
-    x, h0, c0 = arguments[:3]
-    return x, h0, c0, arguments[3:12], arguments[12], arguments[13:17]
-
-
-def _save(ctx: Any, arguments: tuple[Any, ...], results: tuple[Tensor | None, ...]) -> None:
-    x, _, _, parameters, lengths, ctx.constants = _grouped(arguments)
-    ctx.save_for_backward(x, *parameters, lengths, *results)
-    ctx.set_materialize_grads(False)
-
-
-def _saved(ctx: Any) -> tuple[Any, ...]:
-    x, *rest = ctx.saved_tensors
-    return x, tuple(rest[:9]), tuple(rest[10:]), rest[9]
+def _grouped(arguments: tuple[Any, ...]) -> Arguments:
+    return Arguments(arguments[:12], arguments[12], arguments[13:17])
 
 
 # ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
@@ -197,8 +183,10 @@ def layer_norm_lstm_op(
     cuda_graph: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    parameters = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr)
-    h, c, *saved = forward(x, h0, c0, parameters, lengths, (reverse, carry, eps, cuda_graph), save)
+    refuse_tangents("layer_norm_lstm")
+    gates = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    inputs = (x, h0, c0, *gates, ln_c_weight, ln_c_bias, weight_hr)
+    h, c, *saved = forward(inputs, lengths, (reverse, carry, eps, cuda_graph), save)
     return filled(x, h, c, *(saved if save else [None] * 6))  # type: ignore[return-value]
 
 
@@ -228,9 +216,8 @@ def _(x: Tensor, h0: Tensor, c0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
 def layer_norm_lstm_backward_op(
     dh: Tensor | None,
     dc: Tensor | None,
-    x: Tensor,
-    parameters: Sequence[Tensor | None],
-    saved: Sequence[Tensor],
+    inputs: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
     lengths: Tensor | None,
     reverse: bool,
     carry: bool,
@@ -238,34 +225,26 @@ def layer_norm_lstm_backward_op(
     cuda_graph: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
-    constants = (reverse, carry, eps, cuda_graph)
-    found = backward(dh, dc, x, tuple(parameters), present(saved), lengths, constants, tuple(needs))
+    found = backward(dh, dc, inputs, present(saved), lengths, (reverse, carry, eps, cuda_graph), needs)
+    x: Any = inputs[0]
     return list(filled(x, *found))
 
 
 @layer_norm_lstm_backward_op.register_fake
-def _(
-    dh: Tensor | None,
-    dc: Tensor | None,
-    x: Tensor,
-    parameters: Sequence[Tensor | None],
-    saved: Sequence[Tensor],
-    *rest: Any,
-) -> list[Tensor]:
-    inputs, needs = (x, saved[0][0], saved[1][0], *parameters), rest[-1]
-    return list(filled(x, *(torch.empty_like(t) if t is not None and n else None for t, n in zip(inputs, needs))))
+def _(dh: Tensor | None, dc: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
+    return fake_gradients(inputs, rest[-1])
+
+
+_backward = Backward(12, recurrent_plain.lstm, layer_norm_lstm_backward_op, backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _save(ctx, inputs, output)
+    _backward.save(ctx, _grouped(inputs), output)
     ctx.mark_non_differentiable(*output[2:])
 
 
 def _op_backward(ctx: Any, dh: Tensor | None, dc: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    x, parameters, saved, lengths = _saved(ctx)
-    needs = ctx.needs_input_grad[:12]
-    found = layer_norm_lstm_backward_op(dh, dc, x, parameters, saved, lengths, *ctx.constants, needs)
-    return *(g if n else None for g, n in zip(found, needs)), None, None, None, None, None, None
+    return *_backward(ctx, dh, dc), None, None, None, None, None, None
 
 
 layer_norm_lstm_op.register_autograd(_op_backward, setup_context=_setup_context)

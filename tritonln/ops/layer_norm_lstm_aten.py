@@ -37,7 +37,7 @@ def forward(
     gates = x if x.dtype == dtype else torch.empty((1, B, 4 * H), dtype=dtype, device=x.device).expand(T, -1, -1)
     hs, cs, ps, rows = (each.unbind(0) for each in (h, c, p.expand(T, -1, -1), gates))
     xs = rows if gates is x else x.unbind(0)
-    i, f, g, o = (part.unbind(0) for part in gates.split(H, -1))
+    i, f, g, o = (part.unbind(0) for part in gates.split((H,) * 4, -1))
     i_and_f = gates[..., : 2 * H].unbind(0)
     for t, previous, current in order(T, reverse):
         p_t = torch.mm(hs[previous], weight_hh, out=ps[t])
@@ -81,7 +81,7 @@ def backward(
     w_hh, w_c, b_c = (None if w is None else w.to(dtype) for w in (ln_hh_weight, ln_c_weight, ln_c_bias))
     runs = None if lengths is None else running(T, lengths)
     before, after = (slice(1, None), slice(None, -1)) if reverse else (slice(None, -1), slice(1, None))
-    i, f, g, o = x.to(dtype).split(H, -1)
+    i, f, g, o = x.to(dtype).split((H,) * 4, -1)
     raw = n = c[after]
     if runs is not None or carry:
         raw = n = torch.addcmul(f * c[before], i, g)
@@ -100,7 +100,7 @@ def backward(
     kept = None
     i, f, g, o, cs, raws, tanhs = (each.unbind(0) for each in (i, f, g, o, c[before], raw, tanh_n))
     dn, dps, rows = dns.unbind(0), dp.unbind(0), dgates.unbind(0)
-    d_i, d_f, d_g, d_o = (part.unbind(0) for part in dgates.split(H, -1))
+    d_i, d_f, d_g, d_o = (part.unbind(0) for part in dgates.split((H,) * 4, -1))
     dys, dcs = (None if each is None else each.unbind(0) for each in (dy, dcells))
     for t, _, current in reversed(order(T, reverse)):
         if dys is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,14 +18,12 @@ from tritonln.ops.recurrent import (
     product,
     total_bias,
     without_autocast,
+    without_padding,
 )
 
 
 def forward(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    parameters: tuple[Any, ...],
+    inputs: Sequence[Any],
     lengths: Tensor | None,
     constants: tuple[bool, bool, float, bool],
     save: bool,
@@ -33,9 +32,9 @@ def forward(
 
     wx = W_ih x and gates_x = LN(wx) with both biases, the same where gates are not normalized: wx is None then.
     """
-    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+    x, h0, c0, weight_ih, _, bias_ih, bias_hh, ln_ih_weight, *_ = inputs
     *_, eps, cuda_graph = constants
-    device = device_of(x)
+    device, x = device_of(x, c0), without_padding(x, lengths)
     with without_autocast(x):
         bias = total_bias(bias_ih, bias_hh)
         wx = stats_x = None
@@ -44,7 +43,7 @@ def forward(
         else:
             wx = F.linear(x, weight_ih)
             gates_x, stats_x = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
-        s = _steps(parameters, lengths, constants)
+        s = _steps(inputs, lengths, constants)
         if device is None:
             found = layer_norm_lstm_aten.forward(gates_x, h0, c0, s, save)
         else:
@@ -55,8 +54,8 @@ def forward(
     return h, c, wx, gates_x, stats_x, p, stats, m
 
 
-def _steps(parameters: tuple[Any, ...], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> LSTMSteps:
-    _, weight_hh, _, _, _, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+def _steps(inputs: Sequence[Any], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> LSTMSteps:
+    *_, weight_hh, _, _, _, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = inputs
     tensors = map(contiguous, (weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths))
     return LSTMSteps(*tensors, *constants[:3])  # type: ignore[call-arg, arg-type]
 
@@ -64,19 +63,20 @@ def _steps(parameters: tuple[Any, ...], lengths: Tensor | None, constants: tuple
 def backward(
     dh: Tensor | None,
     dc: Tensor | None,
-    x: Tensor,
-    parameters: tuple[Any, ...],
-    saved: tuple[Any, ...],
+    inputs: Sequence[Any],
+    saved: Sequence[Any],
     lengths: Tensor | None,
     constants: tuple[bool, bool, float, bool],
-    needs: tuple[bool, ...],
+    needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, h0, c0 and the parameters, in their order and dtypes, each None unless needed."""
-    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+    """The gradients of the inputs in their dtypes, each None unless needed."""
     h, c, wx, gates_x, stats_x, p, stats, m = saved
+    if p is None:  # the graph was captured where nothing asked for gradients
+        h, c, wx, gates_x, stats_x, p, stats, m = forward(inputs, lengths, constants, True)
+    x, _, c0, weight_ih, _, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, *_ = inputs
     reverse, *_, cuda_graph = constants
-    device = device_of(x)
-    s = _steps(parameters, lengths, constants)
+    device, x = device_of(x, c0), without_padding(x, lengths)
+    s = _steps(inputs, lengths, constants)
     with without_autocast(x):
         if device is None:
             found = layer_norm_lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, s)
@@ -114,6 +114,6 @@ def backward(
             product(dh_total, m[after]) if need_hr and dh_total is not None else None,
         )
     return tuple(
-        g.to(p.dtype) if g is not None and p is not None and needed else None
-        for g, p, needed in zip(gradients, (x, h, c, *parameters), needs)
+        g.to(t.dtype) if g is not None and t is not None and needed else None
+        for g, t, needed in zip(gradients, inputs, needs)
     )

@@ -80,10 +80,12 @@ def check_lengths(operator: str, lengths: Tensor | None, x: Tensor) -> None:
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast wants of the products; None where it is off."""
+    return torch.get_autocast_dtype(x.device.type) if autocast_on(x) and x.dtype != torch.float64 else None
+
+
+def autocast_on(x: Tensor) -> bool:
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        return torch.get_autocast_dtype(kind)
-    return None
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # there is none for "meta"
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
@@ -92,13 +94,12 @@ def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
 
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Inside, nothing is cast a second time."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else contextlib.nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else contextlib.nullcontext()
 
 
-def device_of(x: Tensor) -> Device | None:
-    """Where the kernels run; None where ATen does, which also serves batches of no rows."""
-    return kernels_on(x.device) if x.numel() else None
+def device_of(x: Tensor, state: Tensor) -> Device | None:
+    """Where the kernels run; None where ATen does, which also serves batches of no rows and layers of no units."""
+    return kernels_on(x.device) if x.numel() and state.numel() else None
 
 
 def order(T: int, reverse: bool) -> list[tuple[int, int, int]]:
@@ -124,6 +125,11 @@ def states(T: int, initial: Tensor, dtype: torch.dtype, reverse: bool) -> Tensor
 def running(T: int, lengths: Tensor) -> Tensor:
     """(T, B, 1): whether a row runs at a step."""
     return (torch.arange(T, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
+
+
+def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
+    """x with zeros at the steps that a row does not run: a NaN there would reach sums as zero times NaN."""
+    return x if lengths is None else torch.where(running(x.shape[0], lengths), x, 0)
 
 
 def norm_forward(
@@ -163,6 +169,15 @@ def total_bias(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a + b if a.dtype == b.dtype == arithmetic(a.dtype) else a.float() + b.float()
 
 
+def input_bias(bias_ih: Tensor | None, bias_hh: Tensor | None) -> Tensor | None:
+    """The bias of a GRU's LN(W_ih x): of r and z those of both sides, of the candidate only the input's."""
+    if bias_ih is None or bias_hh is None:
+        return None
+    a, b = cast(arithmetic(bias_ih.dtype), bias_ih, bias_hh)
+    rz = len(a) // 3 * 2
+    return torch.cat([a[:rz] + b[:rz], a[rz:]])
+
+
 def product(a: Tensor, b: Tensor) -> Tensor:
     """The sum over all rows of a^T b: one product for all time steps."""
     return a.reshape(-1, a.shape[-1]).t() @ b.reshape(-1, b.shape[-1])
@@ -173,20 +188,13 @@ def filled(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     return tuple(like.new_empty(0) if t is None else t for t in tensors)
 
 
-def present(tensors: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def present(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """The tensors that `filled` was given."""
-    return tuple(None if t.dim() == 1 else t for t in tensors)
+    return tuple(None if t is None or t.dim() == 1 else t for t in tensors)
 
 
-def once_differentiable(operator: str, gradients: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Where a graph of the backward is wanted, gradients that say what else to call when they are differentiated."""
-    if not torch.is_grad_enabled():
-        return tuple(gradients)
-    message = (
-        f"{operator} cannot be differentiated twice; call tritonln.reference_recurrent.{operator} instead, "
-        "which takes the same arguments and is plain torch"
-    )
-    wanted = [g for g in gradients if g is not None]
-    refusing = torch._C._functions.DelayedError(message, len(wanted))(*(g.requires_grad_() for g in wanted))
-    each = iter((refusing,) if isinstance(refusing, Tensor) else refusing)
-    return tuple(None if g is None else next(each) for g in gradients)
+def fake_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:
+    """What the custom ops of the gradients return, without values: contiguous whatever the inputs are."""
+    x: Any = inputs[0]
+    wanted = (None if t is None or not needed else t for t, needed in zip(inputs, needs))
+    return list(filled(x, *(None if t is None else t.new_empty(t.shape) for t in wanted)))

@@ -5,6 +5,9 @@ Not yet run on a GPU: captured and replayed on an emulated one, where the CPU pl
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,74 +20,105 @@ from tritonln.launch import active_driver
 
 KEPT = 16  # graphs, the ones last used; each holds buffers of the size of a call's
 
+Steps = Callable[..., None]
+Tensors = Sequence[Tensor | None]
+
 
 class StepGraphs:
     """Runs `steps(*tensors, *constants)`, which writes the tensors at `written` and reads the others.
 
-    The first call of a kind (the same steps, shapes, dtypes and constants) runs as it is, which also
+    The first call of a kind (the same steps, shapes, dtypes, constants and stream) runs as it is, which also
     compiles its kernels.  The second is captured on tensors of its own, and from then on tensors are copied
     to those, the graph is replayed, and what it wrote is copied back.
     """
 
     def __init__(self) -> None:
-        self.graphs: OrderedDict[Any, tuple[Any, list[Tensor | None]] | None] = OrderedDict()
+        self.graphs: OrderedDict[Any, Callable[[Tensors, Sequence[int]], None] | None] = OrderedDict()
+        self.lock = threading.Lock()  # threads that share a stream share the tensors of a graph
 
     def run(
-        self,
-        steps: Callable[..., None],
-        tensors: Sequence[Tensor | None],
-        written: Sequence[int],
-        constants: tuple[Any, ...],
+        self, steps: Steps, tensors: Tensors, written: Sequence[int], constants: tuple[Any, ...], stream: Any
     ) -> None:
         kinds = tuple(None if t is None else (t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        key = steps, kinds, constants
-        if key not in self.graphs:
-            self.graphs[key] = None
-            if len(self.graphs) > KEPT:
-                self.graphs.popitem(last=False)
-            steps(*tensors, *constants)
-            return
-        entry = self.graphs[key]
-        if entry is None:
-            entry = self.graphs[key] = capture(steps, tensors, constants)
-        self.graphs.move_to_end(key)
-        graph, own = entry
-        for mine, given in zip(own, tensors):
+        key = steps, kinds, constants, stream
+        with self.lock:
+            known = key in self.graphs
+            if known:
+                graph = self.graphs[key]
+                if graph is None:
+                    graph = self.graphs[key] = capture(steps, tensors, constants)
+                self.graphs.move_to_end(key)
+                graph(tensors, written)
+            else:
+                self.graphs[key] = None
+                if len(self.graphs) > KEPT:
+                    self.graphs.popitem(last=False)
+        if not known:
+            steps(*aligned(tensors, written), *constants)
+
+
+def aligned(tensors: Tensors, written: Sequence[int]) -> list[Tensor | None]:
+    """With copies of what is read and not aligned: a graph's own tensors are, and a capture must not compile."""
+    unaligned = {k for k, t in enumerate(tensors) if t is not None and t.data_ptr() % 16} - set(written)
+    return [t.clone() if t is not None and k in unaligned else t for k, t in enumerate(tensors)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Replay:
+    """A graph and the tensors that it reads and writes."""
+
+    graph: Any
+    own: list[Tensor | None]
+
+    def __call__(self, tensors: Tensors, written: Sequence[int]) -> None:
+        for mine, given in zip(self.own, tensors):
             if mine is not None and given is not None:
                 mine.copy_(given)
-        graph.replay()
+        self.graph.replay()
         for index in written:
-            mine, given = own[index], tensors[index]
+            mine, given = self.own[index], tensors[index]
             if mine is not None and given is not None:
                 given.copy_(mine)
 
 
-def capture(
-    steps: Callable[..., None], tensors: Sequence[Tensor | None], constants: tuple[Any, ...]
-) -> tuple[Any, list[Tensor | None]]:
-    own = [None if t is None else t.clone() for t in tensors]
+def capture(steps: Steps, tensors: Tensors, constants: tuple[Any, ...]) -> Callable[[Tensors, Sequence[int]], None]:
+    """What runs the steps from now on: a replay, or the steps themselves where a graph of them cannot be had."""
+    with torch.inference_mode(False), torch.no_grad():  # later calls may write them, in whatever mode
+        own = [None if t is None else t.clone() for t in tensors]
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        steps(*own, *constants)
-    return graph, own
+    try:
+        # On its own torch captures on a stream of the first device that it was asked for, and stays there on errors.
+        with (
+            torch.cuda.stream(torch.cuda.current_stream()),
+            torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"),
+        ):
+            steps(*own, *constants)
+    except RuntimeError as error:
+        warnings.warn(f"time steps are launched one by one, as capturing them failed: {error}", stacklevel=2)
+        return lambda tensors, _: steps(*tensors, *constants)
+    return Replay(graph, own)
 
 
 GRAPHS = StepGraphs()
 
 
 def run(
-    steps: Callable[..., None],
-    tensors: Sequence[Tensor | None],
+    steps: Steps,
+    tensors: Tensors,
     written: Sequence[int],
     constants: tuple[Any, ...],
     cuda_graph: bool,
     device: Device,
 ) -> None:
     """Through a graph where one is wanted and possible: on CUDA, and not inside another capture."""
-    if cuda_graph and capturable(device) and not torch.cuda.is_current_stream_capturing():
-        GRAPHS.run(steps, tensors, written, constants)
-    else:
+    if not (cuda_graph and capturable(device)):
         steps(*tensors, *constants)
+        return
+    with torch.cuda.device(device.index):  # streams and graphs are those of the current one
+        if torch.cuda.is_current_stream_capturing():
+            steps(*tensors, *constants)
+        else:
+            GRAPHS.run(steps, tensors, written, constants, torch.cuda.current_stream())
 
 
 def capturable(device: Device) -> bool:
