@@ -29,8 +29,8 @@ Floating point is rounded as PTX says; where it allows an error (rsqrt.approx an
 or with ``perturbed=True`` one anywhere within that error, another for every ``seed``.
 """
 
+from tritonln.emulator.counters import Traffic
 from tritonln.emulator.driver import EmulatedGPU, Run, emulated_gpu
 from tritonln.emulator.machine import Counters, EmulationError
-from tritonln.emulator.memory import Traffic
 
 __all__ = ["Counters", "EmulatedGPU", "EmulationError", "Run", "Traffic", "emulated_gpu"]

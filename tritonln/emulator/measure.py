@@ -8,8 +8,8 @@ import functools
 import torch
 
 from tritonln.device import TARGETS, Device, kernels_on
+from tritonln.emulator.counters import Traffic
 from tritonln.emulator.driver import Run, emulated_gpu
-from tritonln.emulator.memory import Traffic
 from tritonln.inspect import Executed, layer_norm_launches
 from tritonln.ops import layer_norm_triton
 from tritonln.tuning.config import STEPS, Config

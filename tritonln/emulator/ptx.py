@@ -1,11 +1,15 @@
-"""PTX text -> a list of instructions.  Syntax only; what they mean stands in ops.py."""
+"""PTX text -> a list of instructions.  Syntax only; what they mean stands in instructions/.
+
+Read is what Triton emits: one .entry with its parameters, registers, labels, line numbers and dynamic shared memory.
+Functions (.func), .global and .const variables, debug sections and static shared memory are not.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 import struct
-from typing import Union
+from collections.abc import Iterator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +37,13 @@ class Symbol:
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    base: Reg | Imm | Symbol
+    base: Operand
     offset: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Vector:
-    parts: tuple
+    parts: tuple[Operand, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +53,18 @@ class Not:
     reg: Reg
 
 
-Operand = Union[Reg, Imm, Special, Symbol, Address, Vector, Not, None]  # None: the sink _
+Operand = Reg | Imm | Special | Symbol | Address | Vector | Not | None  # None: the sink _
 
 
 @dataclasses.dataclass
 class Instruction:
-    pc: int
+    pc: int  # its index in the kernel
     text: str
     op: tuple[str, ...]  # "ld.global.v4.b32" -> ("ld", "global", "v4", "b32")
     operands: tuple[Operand, ...]
-    guard: Reg | None
-    negated: bool
-    where: str  # "file.py:91"
+    guard: Reg | None  # @%p
+    negated: bool  # @!%p
+    where: str  # the source line, "file.py:91"
 
     def __str__(self) -> str:
         return f"{self.text}   [pc {self.pc}, {self.where}]"
@@ -75,7 +79,8 @@ class Kernel:
     labels: dict[str, int]
     registers: list[Reg]
     shared: dict[str, int]  # symbol -> offset
-    target: str
+    target: str  # "sm_90a"
+    cluster: int = 1  # CTAs of a cluster
 
 
 _ENTRY = re.compile(r"\.entry\s+([\w$]+)\s*\((.*?)\)(.*?)\{", re.S)
@@ -87,16 +92,28 @@ _WIDTH = {"pred": 1, "b8": 8, "b16": 16, "b32": 32, "b64": 64, "b128": 128}
 
 
 def parse(text: str) -> Kernel:
+    """The kernel of a module; ValueError where there is none."""
     files = {int(n): path.rsplit("/", 1)[-1] for n, path in _FILE.findall(text)}
-    target = re.search(r"\.target\s+(\w+)", text).group(1)
     shared = dict.fromkeys(re.findall(r"\.extern\s+\.shared[^;]*?([\w$]+)\s*\[\s*\]\s*;", text), 0)
     text = re.sub(r"//[^\n]*", "", text)
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.S)
-    entry = _ENTRY.search(text)
-    params = [(name, kind) for kind, name in _PARAM.findall(entry.group(2))]
-    reqntid = re.search(r"\.reqntid\s+(\d+)", entry.group(3))
-    body = _LOC.sub(r".loc \1 \2;", text[entry.end() :])
-    return _Body(body, files).kernel(entry.group(1), params, int(reqntid.group(1)) if reqntid else 0, shared, target)
+    target, entry = re.search(r"\.target\s+(\w+)", text), _ENTRY.search(text)
+    if target is None or entry is None:
+        raise ValueError("no kernel: a .target and an .entry are expected")
+    header = entry.group(3)
+    return _Body(_LOC.sub(r".loc \1 \2;", text[entry.end() :]), files).kernel(
+        name=entry.group(1),
+        params=[(name, kind) for kind, name in _PARAM.findall(entry.group(2))],
+        threads=_number(r"\.reqntid\s+(\d+)", header, 0),
+        shared=shared,
+        target=target.group(1),
+        cluster=_number(r"\.reqnctapercluster\s+(\d+)", header, 1),
+    )
+
+
+def _number(pattern: str, text: str, default: int) -> int:
+    found = re.search(pattern, text)
+    return int(found.group(1)) if found else default
 
 
 class _Body:
@@ -104,12 +121,13 @@ class _Body:
         self.text, self.files = text, files
         self.registers: list[Reg] = []
         self.scopes: list[dict[str, Reg]] = [{}]
-        self.ranges: list[tuple[str, int, int]] = []
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
         self.where = "?"
 
-    def kernel(self, name, params, threads, shared, target) -> Kernel:
+    def kernel(
+        self, name: str, params: list[tuple[str, str]], threads: int, shared: dict[str, int], target: str, cluster: int
+    ) -> Kernel:
         for statement in self.statements():
             if statement == "{":
                 self.scopes.append({})
@@ -123,9 +141,10 @@ class _Body:
                 self.directive(statement)
             else:
                 self.instruction(statement)
-        return Kernel(name, params, threads, self.instructions, self.labels, self.registers, shared, target)
+        code = self.instructions, self.labels, self.registers
+        return Kernel(name, params, threads, *code, shared, target, cluster)
 
-    def statements(self):
+    def statements(self) -> Iterator[str]:
         i, text = 0, self.text
         while i < len(text):
             if text[i].isspace() or text[i] == ";":
@@ -189,8 +208,8 @@ class _Body:
             return Vector(tuple(self.operand(o) for o in text.split("|")))
         if reg := self.lookup(text):
             return reg
-        if text.startswith("!"):
-            return Not(self.lookup(text[1:]))
+        if text.startswith("!") and (reg := self.lookup(text[1:])):
+            return Not(reg)
         if text.startswith("%"):
             return Special(text[1:])
         if text[:2] in ("0f", "0F"):
