@@ -17,6 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compiles: cross-compiles kernels for GPUs in a process of its own")
     config.addinivalue_line("markers", "smoke: a short part of what runs interpreted, for other versions of Triton")
     torch.set_num_threads(1)  # the workers of xdist share the cores
+    # Some images allow TF32 in all products, which is ten bits; child processes inherit this.
+    os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
+    torch.set_float32_matmul_precision("highest")
     # What is here of somebody's tuning is no part of a test; child processes inherit this.
     os.environ["TRITONLN_CACHE_DIR"] = tempfile.mkdtemp(prefix="tritonln-tests-")
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd import functional, grad
 
 import tritonln
-from tests.problems import BF16, F32, F64
+from tests.problems import BF16, F16, F32, F64
 from tests.recurrent import expect, flat, gru_problem, lstm_problem
 from tritonln import reference_recurrent
 
@@ -122,6 +122,7 @@ DERIVATIVES: dict[str, Callable[[Function, Tensor, Tensor], Any]] = {
     "jacrev": lambda f, x, w: torch.func.jacrev(f, (0, 1))(x, w),
     "vmap": of_many(lambda f: f),
     "gradients of each of many": of_many(lambda f: torch.func.grad(f, (0, 1))),
+    "ensemble": lambda f, x, w: torch.vmap(torch.func.grad(f), (None, 0))(x, torch.stack([w, 2 * w])),
 }
 
 
@@ -186,6 +187,29 @@ def test_a_tensor_in_two_places(name: str) -> None:
     compare(gradient_penalty, (f, args["x"], args["bias_ih"]))
 
 
+@pytest.mark.usefixtures("aten")
+@pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_gradient_penalty_of_16_bit_layers(name: str, dtype: torch.dtype) -> None:
+    """With the parameters of the norms in fp32, and by autocast, as near as 16 bits are."""
+    wide = PROBLEMS[name](3, 2, 2, 3, F64, CPU)
+
+    def f(args: dict[str, Tensor]) -> Function:
+        return lambda x, w: number(getattr(tritonln, name)(**{**args, "x": x, "weight_hh": w})).double()
+
+    mixed = {k: t.to(dtype if t.dim() > 1 else F32) for k, t in wide.items()}
+    single = {k: t.float() for k, t in wide.items()}
+    found = gradient_penalty(f(mixed), mixed["x"], mixed["weight_hh"])
+    with torch.autocast("cpu", dtype):
+        cast = gradient_penalty(f(single), single["x"], single["weight_hh"])
+    with oracle():
+        expected = gradient_penalty(f(wide), wide["x"], wide["weight_hh"])
+    for a, b, reference in zip(found, cast, expected, strict=True):
+        tolerance = 64 * torch.finfo(dtype).eps * float(reference.abs().max())
+        torch.testing.assert_close(a.double(), reference, rtol=0, atol=tolerance)
+        torch.testing.assert_close(b.double(), reference, rtol=0, atol=tolerance)
+
+
 # ---- the path that all of this takes, as a path of its own ---------------------------------------
 
 
@@ -211,7 +235,9 @@ CASES = [
 @pytest.mark.usefixtures("plain")
 @pytest.mark.parametrize(("name", "variant", "options"), CASES, ids=str)
 @pytest.mark.parametrize("reverse", [False, True])
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_plain_variants(name: str, variant: Any, options: Any, reverse: bool, dtype: torch.dtype) -> None:
-    args = PROBLEMS[name](5, 3, 4, 7, dtype, CPU, **variant)
+@pytest.mark.parametrize(("dtype", "parameters"), [(F32, F32), (BF16, BF16), (BF16, F32)], ids=str)
+def test_plain_variants(
+    name: str, variant: Any, options: Any, reverse: bool, dtype: torch.dtype, parameters: torch.dtype
+) -> None:
+    args = PROBLEMS[name](5, 3, 4, 7, dtype, CPU, parameters=parameters, **variant)
     expect(name, args, reverse=reverse, lengths=torch.tensor([5, 4, 1]) if reverse else None, **options)

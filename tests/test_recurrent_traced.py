@@ -198,6 +198,28 @@ def test_captured_graphs_refuse_tangents(layer: Any) -> None:
         exported(make_dual(x, x))
 
 
+# ---- tensors that are more than their storage ----------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_lazily_negated_tensors(name: str, device: torch.device) -> None:
+    """Each argument in turn, and the gradient of the result."""
+    args = PROBLEMS[name](3, 2, 4, 5, F32, device)
+
+    def derived(args: dict[str, Tensor], dy: Tensor) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in args.values()]
+        y = getattr(tritonln, name)(**dict(zip(args, leaves)))[0]
+        return [y, *torch.autograd.grad(y, leaves, dy)]
+
+    dy = torch.ones(3, 2, 5, device=device).cumsum(0)
+    expected = derived(args, dy)
+    for k in args:
+        for found, known in zip(derived({**args, k: torch._neg_view(-args[k])}, dy), expected):
+            assert found.equal(known), k
+    for found, known in zip(derived(args, torch._neg_view(-dy)), expected):
+        assert found.equal(known)
+
+
 # ---- without values ------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonln.ops import recurrent_plain
 from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
 from tritonln.ops.layer_norm_lstm_sequence import backward, forward
-from tritonln.ops.recurrent import autocast_dtype, cast, check, check_lengths, fake_gradients, filled, present
+from tritonln.ops.recurrent import autocast_dtype, cast, check, check_lengths, fake_gradients, filled, present, real
 from tritonln.ops.recurrent_autograd import Arguments, Backward
 
 
@@ -225,9 +225,9 @@ def layer_norm_lstm_backward_op(
     cuda_graph: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
+    inputs = real(inputs)
     found = backward(dh, dc, inputs, present(saved), lengths, (reverse, carry, eps, cuda_graph), needs)
-    x: Any = inputs[0]
-    return list(filled(x, *found))
+    return list(filled(inputs[0], *found))
 
 
 @layer_norm_lstm_backward_op.register_fake

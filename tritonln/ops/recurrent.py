@@ -183,6 +183,11 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return a.reshape(-1, a.shape[-1]).t() @ b.reshape(-1, b.shape[-1])
 
 
+def real(tensors: Sequence[Tensor | None]) -> list[Any]:
+    """Tensors that came to a custom op in a list, where torch leaves lazy negation to the operator."""
+    return [None if t is None else t.resolve_neg() for t in tensors]
+
+
 def filled(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
     """With an empty tensor for None: a custom op returns tensors only."""
     return tuple(like.new_empty(0) if t is None else t for t in tensors)
