@@ -159,8 +159,8 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
             raise EmulationError(
                 f"{name} is launched on stream {stream} while {self.stream.cuda_stream} is the current one"
             )
-        if metadata.num_ctas != 1 or metadata.global_scratch_size or metadata.profile_scratch_size:
-            raise NotImplementedError(f"{name}: clusters and scratch memory are not emulated")
+        if metadata.global_scratch_size or metadata.profile_scratch_size:
+            raise NotImplementedError(f"{name}: scratch memory is not emulated")
         if len(args) != len(signature):
             raise TypeError(f"{name} takes {len(signature)} arguments, but got {len(args)}")
         machine, memory, views, params = self.machine(metadata), GlobalMemory(), [], []
