@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from tritonln.emulator.clocks import WarpClocks
-from tritonln.emulator.faults import Array
-from tritonln.emulator.group import Ids
+from tritonln.emulator.faults import Array, Fault
+from tritonln.emulator.warps import Ids
 
 
 class Barrier:
@@ -17,15 +17,20 @@ class Barrier:
 
     def __init__(self, scopes: int, clocks: WarpClocks, expected: Array | int):
         self.clocks, self.expected = clocks, expected
+        whos = clocks.clock.shape[1]
         self.arrived = np.zeros(scopes, np.int64)
         self.opened = np.zeros(scopes, np.int64)  # how often
-        whos = clocks.clock.shape[1]
+        self.come = np.full((len(clocks.clock), whos), -1, np.int64)  # for which opening each warp has come
         self.told = np.zeros((scopes, whos), np.uint32)  # what those know who have come
         self.heard = np.zeros((scopes, whos), np.uint32)  # and what those did when it opened
 
     def arrive(self, ids: Ids, scope: Array) -> Array:
         """Tickets, one for each warp."""
-        ticket = self.opened[scope]
+        ticket, team, who = self.opened[scope], ids.team, ids.who
+        if self.clocks.known is not None:
+            if (self.come[team, who] == ticket).any():
+                raise Fault("arrives twice at a barrier that others have not come to", self.come[team, who] == ticket)
+            self.come[team, who] = ticket
         self.clocks.tell(ids.team[:, 0], ids.who[:, 0], scope[:, 0], self.told)
         self.arrived += np.bincount(scope[:, 0], minlength=len(self.arrived))
         return ticket

@@ -15,10 +15,11 @@ from tritonln.emulator.barrier import Barrier
 from tritonln.emulator.clocks import WarpClocks
 from tritonln.emulator.counters import Counters
 from tritonln.emulator.faults import Array, EmulationError, Fault
-from tritonln.emulator.flow import registers
-from tritonln.emulator.group import EXIT, NONE, PARKED, Group, Ids
+from tritonln.emulator.flow import sources
+from tritonln.emulator.group import Group
 from tritonln.emulator.memory import GlobalMemory
 from tritonln.emulator.shared import SharedMemory
+from tritonln.emulator.warps import EXIT, NONE, PARKED, Ids
 
 if TYPE_CHECKING:
     from tritonln.emulator.machine import Machine
@@ -93,7 +94,7 @@ class Batch:
         """Goes on with a group until it ends or waits, or others come first."""
         code, diverged, executed = self.machine.blocks, self.machine.diverged_blocks, self.counters.executed
         for _ in range(LOOK):
-            pc = start = g.meet(g.pc) if g.parted else g.pc
+            g.pc = pc = start = g.meet(g.pc) if g.parted else g.pc
             outcome: int | None = None
             try:
                 if g.active is None:
@@ -110,7 +111,7 @@ class Batch:
                 raise NotImplementedError(self.report(g, pc, str(error), None)) from error
             except (TypeError, AttributeError) as error:
                 ins = self.machine.kernel.instructions[pc]
-                read = {r.name for o in (ins.guard, *ins.operands) for r in registers(o) if g.R[r.slot] is None}
+                read = {r.name for r in sources(ins) if g.R[r.slot] is None}
                 if not read:
                     raise
                 what = f"reads {', '.join(sorted(read))} that nothing has set"
@@ -162,9 +163,7 @@ class Batch:
     def cluster_arrive(self, g: Group) -> None:
         g.together("a barrier")
         if (g.ids.cluster_ticket != NONE).any():
-            raise Fault(
-                "arrives twice at the cluster's barrier", np.broadcast_to(g.ids.cluster_ticket != NONE, (1, 32))
-            )
+            raise Fault("arrives twice at the cluster's barrier", g.ids.cluster_ticket != NONE)
         g.ids.cluster_ticket = self.cluster_barrier.arrive(g.ids, g.ids.team)
         self.opening(g, self.cluster_barrier, g.ids.team, g.ids.cluster_ticket, False)
 
@@ -191,7 +190,8 @@ class Batch:
     def pass_(self, g: Group, barrier: Barrier, scope: Array) -> None:
         barrier.hear(g.ids, scope)
         g.awaits = None
-        if self.shared and g.size == self.alive.sum():
+        whole = not self.machine.exact or barrier is self.cluster_barrier
+        if self.shared and whole and g.size == self.alive.sum():
             self.shared.all_passed()
 
     def release(self) -> None:
@@ -222,7 +222,7 @@ class Batch:
         raise EmulationError(self.report(g, g.pc - 1, what, np.ones((g.size, 32), bool)))
 
     def report(self, g: Group, pc: int, what: str, mask: Array | None) -> str:
-        mask = np.zeros((g.size, 32), bool) if mask is None else np.broadcast_to(mask, (g.size, 32))
+        mask = np.broadcast_to(False if mask is None else mask, (g.size, 32))
         row, lane = np.argwhere(mask)[0] if mask.any() else (0, 0)
         who = f"CTA {int(g.ids.cta[row, 0])} thread {int(g.ids.warp[row, 0]) * 32 + int(lane)}"
         others = f", {int(mask.sum())} threads in all" if mask.any() else ""

@@ -87,10 +87,20 @@ def registers(operand: Operand) -> Iterator[Reg]:
             yield from registers(part)
 
 
+# These have no result: their first operand is read.
+WITHOUT = ("st", "stmatrix", "red", "bra", "bar", "barrier", "cp", "nanosleep", "prefetch")
+
+
 def destinations(ins: Instruction) -> list[Reg]:
-    """What it writes; of an instruction without a result, what its first operand would be."""
-    first = ins.operands[0] if ins.operands else None
+    """What it writes."""
+    first = ins.operands[0] if ins.operands and ins.op[0] not in WITHOUT else None
     return [r for r in (first.parts if isinstance(first, Vector) else (first,)) if isinstance(r, Reg)]
+
+
+def sources(ins: Instruction) -> list[Reg]:
+    """What it reads, its guard as well."""
+    operands = ins.operands if ins.op[0] in WITHOUT else ins.operands[1:]
+    return [r for o in (ins.guard, *operands) for r in registers(o)]
 
 
 def live_registers(kernel: Kernel) -> list[int]:
@@ -98,10 +108,9 @@ def live_registers(kernel: Kernel) -> list[int]:
     end = len(kernel.instructions)
     reads, writes = [0] * end, [0] * end
     for ins in kernel.instructions:
-        stores = ins.op[0] in ("st", "stmatrix", "red", "bra", "bar", "barrier", "cp")
-        for register in (r for o in (ins.guard, *ins.operands[0 if stores else 1 :]) for r in registers(o)):
+        for register in sources(ins):
             reads[ins.pc] |= 1 << register.slot
-        for register in () if stores else destinations(ins):
+        for register in destinations(ins):
             writes[ins.pc] |= 1 << register.slot
         if ins.guard is not None:
             reads[ins.pc] |= writes[ins.pc]  # what the lanes had that do not execute it

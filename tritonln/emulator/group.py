@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,75 +11,11 @@ from tritonln.emulator.counters import Traffic
 from tritonln.emulator.faults import Array, Fault
 from tritonln.emulator.ptx import Instruction
 from tritonln.emulator.shared import Place
+from tritonln.emulator.warps import EXIT, LANES, Copy, Ids, Parted, rows_of
 
 if TYPE_CHECKING:
     from tritonln.emulator.barrier import Barrier
     from tritonln.emulator.batch import Batch
-
-EXIT, PARKED = -1, -2  # in the place of the next instruction
-NONE = -1
-LANES = np.arange(32)[None, :]
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Ids:
-    """Which warps: a row of each array for each.  See shared.Warps."""
-
-    cta: Array
-    warp: Array
-    team: Array  # its CTA, or its cluster, in the batch
-    who: Array  # of the team's warps
-    shared_base: Array
-    team_base: Array
-    code: Array
-    since: Array
-    ticket: Array  # for the barrier it waits at
-    cluster_ticket: Array  # for that of its cluster; NONE: it has not arrived
-
-    def take(self, rows: Any) -> Ids:
-        return Ids(*(getattr(self, f.name)[rows] for f in dataclasses.fields(self)))
-
-    @staticmethod
-    def join(parts: list[Ids]) -> Ids:
-        return Ids(*(np.concatenate([getattr(p, f.name) for p in parts]) for f in dataclasses.fields(Ids)))
-
-
-@dataclasses.dataclass(slots=True)
-class Parted:
-    """Lanes of one warp went different ways: one after the other, up to where they meet."""
-
-    where: int
-    before: Array  # who is active again there
-    rest: Array | None  # who goes next, None once they have gone
-    start: int  # from where
-
-
-@dataclasses.dataclass(slots=True)
-class Copy:
-    """A cp.async under way, a row for each warp; `mask` None: all lanes take part."""
-
-    index: Array
-    values: Array
-    total: int
-    each: int
-    mask: Array | None
-
-    def take(self, rows: Any) -> Copy:
-        mask = None if self.mask is None else self.mask[rows]
-        return Copy(self.index[rows], self.values[rows], self.total, self.each, mask)
-
-    @staticmethod
-    def join(parts: tuple[Copy, ...]) -> Copy:
-        mask = None
-        if any(p.mask is not None for p in parts):
-            mask = np.concatenate([np.full(p.index.shape, True) if p.mask is None else p.mask for p in parts])
-        index, values = (np.concatenate([getattr(p, name) for p in parts]) for name in ("index", "values"))
-        return Copy(index, values, parts[0].total, parts[0].each, mask)
-
-
-def rows_of(mask: Array) -> Array:
-    """Warps of which any lane is in the mask."""
-    return np.logical_or.reduce(mask, axis=1)
 
 
 class Group:
@@ -165,13 +100,14 @@ class Group:
             other = Group(self.batch, list(self.R), self.ids, pc)
             other.copies, other.committed = list(self.copies), collections.deque(self.committed)
         else:
-            live = self.batch.live(pc)
+            live = self.batch.live(pc).union(*(self.batch.live(at) for p in self.parted for at in (p.where, p.start)))
             R = [part(r) if i in live else None for i, r in enumerate(self.R[: self.batch.declared])]
             other = Group(self.batch, R + self.R[self.batch.declared :], self.ids.take(rows), pc)
             other.copies = [c.take(rows) for c in self.copies]
             other.committed = collections.deque([c.take(rows) for c in copies] for copies in self.committed)
         other.turn, other.awaits = self.turn, self.awaits
         other.active, other.alive = part(self.active), part(self.alive)
+        other.parted = [Parted(p.where, part(p.before), part(p.rest), p.start) for p in self.parted]
         return other
 
     def become(self, other: Group) -> None:
@@ -214,46 +150,52 @@ class Group:
 
     # ---- control
 
-    def branch(self, mask: Array, target: int, pc: int) -> int | None:
-        """The lanes of `mask` go to `target`.  Where that splits the group, what stays goes on after `pc`."""
-        active = np.broadcast_to(True, (self.size, 32)) if self.active is None else self.active
-        mask = mask & active
-        taken, all_taken = rows_of(mask), ~rows_of(mask != active)
-        if all_taken.all() and target != EXIT:
-            return target
-        if self.parted or (taken != all_taken).any():
-            if target == EXIT:
-                return self.leave(mask, pc)
-            self.parted.append(Parted(self.batch.meeting(pc), active, active & ~mask, pc + 1))
-            self.active = mask
-            return target
-        if all_taken.all():
-            return EXIT
-        other = self.take(taken, target)
-        if target == EXIT:
-            self.batch.finish(other)
-        else:
-            self.batch.ready.append(other)
-        self.become(self.take(~taken, pc + 1))
-        return None
+    def branch(self, mask: Array, target: int, pc: int) -> int:
+        """The lanes of `mask` go to `target`.
 
-    def leave(self, mask: Array, pc: int) -> int | None:
+        Warps of which all lanes go the same way form groups of their own; where lanes of one warp part, those that
+        branch go first, and those that do not follow from pc + 1 when these have come to where the ways meet.
+        """
+        active = np.broadcast_to(True, (self.size, 32)) if self.active is None else self.active
+        mask, self.pc = mask & active, pc
+        kinds = rows_of(mask) + 2 * rows_of(active & ~mask)  # 0: no lane is active; 1: all branch; 2: none; 3: both
+        first, *others = np.unique(kinds).tolist()
+        parts = {kind: self.take(kinds == kind, pc) for kind in others}
+        if parts:
+            self.become(self.take(kinds == first, pc))
+        for kind, part in parts.items():
+            goes_on = part._turn(kind, mask[kinds == kind], target)
+            if goes_on == EXIT:
+                self.batch.finish(part)
+            else:
+                part.pc = goes_on
+                self.batch.ready.append(part)
+        return self._turn(first, mask[kinds == first], target)
+
+    def _turn(self, kind: int, mask: Array, target: int) -> int:
+        """Where warps of one kind of `branch` go."""
+        if kind == 2:
+            return self.pc + 1
+        if kind == 0:
+            return self._next()
+        if target == EXIT:
+            return self.leave(mask)
+        if kind == 3:
+            active = np.broadcast_to(True, mask.shape) if self.active is None else self.active
+            self.parted.append(Parted(self.batch.meeting(self.pc), active, active & ~mask, self.pc + 1))
+            self.active = mask
+        return target
+
+    def leave(self, mask: Array) -> int:
         """Lanes exit."""
         self.alive = (np.broadcast_to(True, mask.shape) if self.alive is None else self.alive) & ~mask
         self.active = (self.alive if self.active is None else self.active) & ~mask
         for p in self.parted:
             p.before = p.before & ~mask
             p.rest = None if p.rest is None else p.rest & ~mask
-        goes_on = pc + 1
-        while self.parted and not self.active.any():
-            goes_on = self._next()
         if not self.alive.any():
             return EXIT
-        gone = ~rows_of(self.alive)
-        if gone.any() and not self.parted:
-            self.batch.finish(self.take(gone, EXIT))
-            self.become(self.take(~gone, goes_on))
-        return goes_on
+        return self.pc + 1 if self.active.any() else self._next()
 
     def _next(self) -> int:
         """Those that are still to go the other way, or, after them, all together."""
@@ -262,6 +204,8 @@ class Group:
             self.parted.append(Parted(p.where, p.before, None, p.where))
             self.active = p.rest
             return p.start
+        if not p.before.any():
+            return self._next() if self.parted else EXIT
         self.active = None if p.before.all() else p.before
         return p.where
 

@@ -27,6 +27,9 @@ class Warps(Protocol):
     since: Array
 
 
+LISTED = 1000  # reads, before they go into the shadow anyway
+
+
 @dataclasses.dataclass(eq=False, slots=True)
 class Place:
     """What an access touches, in pieces of `total` bytes of all CTAs' memory.
@@ -97,6 +100,8 @@ class SharedMemory:
             if some(suspect):
                 self._judge_read(place, written, suspect, by)
             self.reads.append((place, by.code, by.since))
+            if len(self.reads) > LISTED:
+                self._note_reads()
         return self.view(place.total, each)[place.index]
 
     def store(self, place: Place, values: Array, each: int, by: Warps) -> bool:

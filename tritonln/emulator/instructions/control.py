@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from tritonln.emulator.faults import Array, Fault
-from tritonln.emulator.group import EXIT, Group
+from tritonln.emulator.group import Group
 from tritonln.emulator.instructions.compiler import Compiler, MaskedRun, Run, handles, handles_masked, only, value_of
 from tritonln.emulator.ptx import Imm, Instruction, Symbol
+from tritonln.emulator.warps import EXIT
 
 
 @handles_masked("bra")

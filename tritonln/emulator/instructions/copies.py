@@ -6,7 +6,7 @@ import numpy as np
 
 from tritonln.emulator.counters import count_sectors
 from tritonln.emulator.faults import Array
-from tritonln.emulator.group import Copy, Group
+from tritonln.emulator.group import Group
 from tritonln.emulator.instructions.compiler import (
     Compiler,
     MaskedRun,
@@ -19,6 +19,7 @@ from tritonln.emulator.instructions.compiler import (
 )
 from tritonln.emulator.instructions.loads import CACHE
 from tritonln.emulator.ptx import Instruction
+from tritonln.emulator.warps import Copy
 
 
 @handles_masked("cp")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from tritonln.emulator.faults import Array, Fault
-from tritonln.emulator.group import LANES, Group
+from tritonln.emulator.group import Group
 from tritonln.emulator.instructions.compiler import Compiler, Get, Run, handles, only, parts_of, slot_of
 from tritonln.emulator.ptx import Imm, Instruction
+from tritonln.emulator.warps import LANES
 
 ALL = 0xFFFFFFFF
 

@@ -10,9 +10,10 @@ import numpy as np
 from tritonln.emulator import floats
 from tritonln.emulator.counters import count_wavefronts
 from tritonln.emulator.faults import Array
-from tritonln.emulator.group import LANES, Group
+from tritonln.emulator.group import Group
 from tritonln.emulator.instructions.compiler import Compiler, Run, handles, only, parts_of, slot_of
 from tritonln.emulator.ptx import Instruction
+from tritonln.emulator.warps import LANES
 
 _G, _T = LANES[0][:, None] // 4, LANES[0][:, None] % 4  # group of four lanes, and place in it
 
