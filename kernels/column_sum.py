@@ -9,6 +9,8 @@ the same partial sums give the same bits on every run.  Each partial sum is read
 import triton
 import triton.language as tl
 
+from .row import row_stride
+
 
 @triton.jit
 def column_total(partial_ptr, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
@@ -17,7 +19,7 @@ def column_total(partial_ptr, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N
     total = tl.zeros([BLOCK_P, BLOCK_N], partial_ptr.dtype.element_ty)
     for start in tl.range(0, P, BLOCK_P):
         inside = (rows < P - start) & (cols < N)
-        total += tl.load(partial_ptr + start * N + (rows * N + cols), mask=inside, other=0.0)
+        total += tl.load(partial_ptr + start * N + (rows * row_stride(None, N) + cols), mask=inside, other=0.0)
     return tl.sum(total, axis=0)
 
 

@@ -7,7 +7,7 @@ all the tiles of a tuple, that is, over rows of len(tiles) H values.
 import triton
 import triton.language as tl
 
-from .row import load_upcast, row_rstd, row_sum, row_sum2
+from .row import load_upcast, row_correction, row_mean, row_rstd, row_sum2
 
 
 @triton.jit
@@ -63,14 +63,15 @@ def total(tiles):
 @triton.jit
 def standardize(tiles, in_row, H, eps):
     """row_standardize over all tiles.  Returns (x_hat tiles, mean, rstd)."""
-    N = len(tiles) * H
-    mean = row_sum(total(tiles)) / N
+    N: tl.constexpr = len(tiles) * H
+    # A quarter of each value, so that no sum of four overflows.
+    mean = row_mean(total(multiply(tiles, (0.25,) * len(tiles))), 0.25 * N)
     deviations = ()
     for k in tl.static_range(len(tiles)):
         deviations = deviations + (tl.where(in_row, tiles[k] - mean, 0.0),)
     rest, squares = row_sum2(total(deviations), total(multiply(deviations, deviations)))
-    shift = rest / N
-    rstd = row_rstd(squares / N - shift * shift, eps)
+    shift, var = row_correction(rest, squares, N)
+    rstd = row_rstd(var, eps)
     x_hat = ()
     for k in tl.static_range(len(tiles)):
         x_hat = x_hat + (deviations[k] * rstd - shift * rstd,)
@@ -89,11 +90,11 @@ def standardized(tiles, mean, rstd):
 @triton.jit
 def standardize_bwd(dx_hat, x_hat, rstd, H):
     """row_standardize_bwd over all tiles."""
-    N = len(x_hat) * H
+    N: tl.constexpr = len(x_hat) * H
     dot, rest = row_sum2(total(multiply(dx_hat, x_hat)), total(dx_hat))
     dx = ()
     for k in tl.static_range(len(x_hat)):
-        dx = dx + (dx_hat[k] * rstd - (x_hat[k] * (dot / N * rstd) + rest / N * rstd),)
+        dx = dx + (dx_hat[k] * rstd - (x_hat[k] * (dot * (1 / N) * rstd) + rest * (1 / N) * rstd),)
     return dx
 
 

@@ -10,6 +10,11 @@ import triton.language as tl
 from .row import load_upcast, merge_moments, row_moments, row_rstd, row_stride, row_sum
 
 
+@triton.jit
+def chunk_moments(x_ptr, cols, COUNT: tl.constexpr):
+    return row_moments(load_upcast(x_ptr + cols, cols < COUNT, "evict_last"), cols < COUNT, COUNT)
+
+
 @triton.jit(do_not_specialize=["M"])
 def layer_norm_wide_fwd(
     x_ptr,
@@ -30,13 +35,15 @@ def layer_norm_wide_fwd(
     x_ptr += row * row_stride(stride_xm, N)
     y_ptr += row * N
 
-    mean, var = row_moments(load_upcast(x_ptr + cols, cols < N, "evict_last"), cols < N, min(N, BLOCK_N))
-    for start in tl.range(BLOCK_N, N, BLOCK_N, num_stages=STAGES):
-        inside = cols < N - start
-        chunk = tl.minimum(N - start, BLOCK_N)
-        chunk_mean, chunk_var = row_moments(load_upcast(x_ptr + start + cols, inside, "evict_last"), inside, chunk)
-        mean, var = merge_moments(mean, var, start, chunk_mean, chunk_var, chunk)
-    rstd = row_rstd(var, eps)
+    FULL: tl.constexpr = N - N % BLOCK_N  # values in full chunks
+    mean, squares = chunk_moments(x_ptr, cols, BLOCK_N)
+    for start in tl.range(BLOCK_N, FULL, BLOCK_N, num_stages=STAGES):
+        chunk_mean, chunk_squares = chunk_moments(x_ptr + start, cols, BLOCK_N)
+        mean, squares = merge_moments(mean, squares, start, chunk_mean, chunk_squares, BLOCK_N)
+    if FULL < N:
+        chunk_mean, chunk_squares = chunk_moments(x_ptr + FULL, cols, N - FULL)
+        mean, squares = merge_moments(mean, squares, FULL, chunk_mean, chunk_squares, N - FULL)
+    rstd = row_rstd(squares * (1 / N), eps)
     if stats_ptr is not None:
         first = tl.arange(0, 2)[None, :] == 0
         tl.store(stats_ptr + row * 2 + tl.arange(0, 2)[None, :], tl.where(first, mean, rstd))
@@ -49,6 +56,13 @@ def layer_norm_wide_fwd(
         if bias_ptr is not None:
             y += load_upcast(bias_ptr + start + cols, inside)
         tl.store(y_ptr + start + cols, y, mask=inside)
+
+
+@triton.jit
+def standardized(x, mean, rstd, inside, MASKED: tl.constexpr):
+    """x_hat; where the last chunk is not full, zero outside: 0 - mean may overflow, and dy = 0 times that is NaN."""
+    x_hat = (x - mean) * rstd
+    return tl.where(inside, x_hat, 0.0) if MASKED else x_hat
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -79,7 +93,7 @@ def layer_norm_wide_bwd(
     cols = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
     col = tl.arange(0, BLOCK_N)
     in_rows = rows < M - row0
-    stride_x, stride_dy = row_stride(stride_xm, N), row_stride(stride_dym, N)
+    stride_x, stride_dy, stride_dx = row_stride(stride_xm, N), row_stride(stride_dym, N), row_stride(None, N)
     x_ptr += row0 * stride_x
     dy_ptr += row0 * stride_dy
     dx_offset = row0 * N
@@ -95,21 +109,21 @@ def layer_norm_wide_bwd(
             dx_hat = load_upcast(dy_ptr + start + (rows * stride_dy + cols), inside, "evict_last")
             if weight_ptr is not None:
                 dx_hat *= load_upcast(weight_ptr + start + cols, cols < N - start)
-            dot += dx_hat * ((x - mean) * rstd)
+            dot += dx_hat * standardized(x, mean, rstd, inside, N % BLOCK_N != 0)
             total += dx_hat
-        dot_term, total_term = row_sum(dot) / N * rstd, row_sum(total) / N * rstd
+        dot_term, total_term = row_sum(dot) * (1 / N) * rstd, row_sum(total) * (1 / N) * rstd
 
     for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
         inside = in_rows & (cols < N - start)
         x = load_upcast(x_ptr + start + (rows * stride_x + cols), inside, "evict_first")
         dy = load_upcast(dy_ptr + start + (rows * stride_dy + cols), inside, "evict_first")
-        x_hat = (x - mean) * rstd
+        x_hat = standardized(x, mean, rstd, inside, N % BLOCK_N != 0)
         if dx_ptr is not None:
             dx_hat = dy
             if weight_ptr is not None:
                 dx_hat *= load_upcast(weight_ptr + start + cols, cols < N - start)
             dx = dx_hat * rstd - (x_hat * dot_term + total_term)
-            tl.store(dx_ptr + dx_offset + start + (rows * N + cols), dx, mask=inside)
+            tl.store(dx_ptr + dx_offset + start + (rows * stride_dx + cols), dx, mask=inside)
         partial = program * N + start + col
         if dw_partial_ptr is not None:
             tl.store(dw_partial_ptr + partial, tl.sum(dy * x_hat, axis=0), mask=col < N - start)

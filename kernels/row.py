@@ -26,6 +26,17 @@ def row_sum(a):
 
 
 @triton.jit
+def row_mean(x, N):
+    """Rounded to nearest, and no sum overflows: a tile's width is a power of two, division by which rounds nothing."""
+    WIDTH: tl.constexpr = x.shape[1]
+    mean = row_sum(x * (1 / WIDTH))
+    if N != WIDTH:
+        quotient = mean * (1 / (N / WIDTH))
+        mean = tl.fma(tl.fma(-quotient, N / WIDTH, mean), 1 / (N / WIDTH), quotient)
+    return mean
+
+
+@triton.jit
 def sum_pieces(a, PIECES: tl.constexpr):
     """(BLOCK_M, BLOCK_N): the pieces of every row added up, each thread its own values."""
     return tl.sum(tl.reshape(a, [PIECES, a.shape[0] // PIECES, a.shape[1]]), axis=0)
@@ -33,8 +44,17 @@ def sum_pieces(a, PIECES: tl.constexpr):
 
 @triton.jit
 def sum_rows(a, PIECES: tl.constexpr):
-    """(PIECES, BLOCK_N): the sum over rows of every column."""
-    return tl.sum(tl.reshape(a, [PIECES, a.shape[0] // PIECES, a.shape[1]]), axis=1)
+    """(PIECES, BLOCK_N): the sum over rows of every column.
+
+    The lower half of the rows is added to the upper one until one is left: Triton's own sum lays rows of
+    different warps in shared memory so that a warp finds all that it writes in one bank.
+    """
+    if a.shape[0] == PIECES:
+        return a
+    else:
+        halves = tl.reshape(a, [PIECES, 2, a.shape[0] // (2 * PIECES), a.shape[1]])
+        upper, lower = tl.split(tl.permute(halves, (0, 2, 3, 1)))
+        return sum_rows(tl.reshape(upper + lower, [a.shape[0] // 2, a.shape[1]]), PIECES)
 
 
 @triton.jit
@@ -49,11 +69,23 @@ def row_sum2(a, b, PIECES: tl.constexpr = 1):
     a, b = sum_pieces(a, PIECES), sum_pieces(b, PIECES)
     M: tl.constexpr = a.shape[0]
     N: tl.constexpr = a.shape[1]
+    if N <= 32:
+        # One value a lane: were a product contracted into the first exchange, each lane would add its own unrounded
+        # and get other last bits than its neighbour.  The addition of 0 rounds it.
+        a, b = a + 0.0, b + 0.0
     # Through one dimension, which costs nothing compiled: the interpreter then adds along contiguous
     # memory, pairwise, and not one number after the other.
     stacked = tl.reshape(tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [2 * M * N]), [2 * M, N])
     sum_a, sum_b = tl.split(tl.reshape(tl.sum(stacked, axis=1), [M, 2]))
     return to_pieces(sum_a, PIECES), to_pieces(sum_b, PIECES)
+
+
+@triton.jit
+def row_correction(total, squares, N):
+    """(shift, var) from the sums of the deviations and of their squares."""
+    # Squares overflow to an infinite variance, from which nothing that is infinite too may be subtracted.
+    shift = tl.where(squares == float("inf"), 0.0, total * (1 / N))
+    return shift, squares * (1 / N) - shift * shift
 
 
 @triton.jit
@@ -64,33 +96,41 @@ def row_deviations(x, inside, N):
     `shift` is Chan, Golub and LeVeque's (1983, equation 1.7): it takes the error of the mean out
     of the variance.
     """
-    mean = row_sum(x) / N
+    mean = row_mean(x, N)
     deviation = tl.where(inside, x - mean, 0.0)
     total, squares = row_sum2(deviation, deviation * deviation)
-    shift = total / N
-    return mean + shift, squares / N - shift * shift, deviation, shift
+    shift, var = row_correction(total, squares, N)
+    return mean + shift, var, deviation, shift
 
 
 @triton.jit
 def row_moments(x, inside, N):
-    """Mean and (biased) variance of every row, two-pass in registers."""
+    """Mean of every row, and the sum of the squared deviations from it, two-pass in registers."""
     mean, var, deviation, shift = row_deviations(x, inside, N)
-    return mean, var
+    return mean, var * N
 
 
 @triton.jit
-def merge_moments(mean_a, var_a, count_a, mean_b, var_b, count_b):
-    """Mean and variance of the union of two sets from those of each (Chan et al. 1983, equation 2.1)."""
-    share_b = tl.cast(count_b, var_b.dtype) / (count_a + count_b)
-    delta = mean_b - mean_a
-    var = var_a + (var_b - var_a) * share_b + delta * delta * share_b * (1 - share_b)
-    return mean_a + delta * share_b, var
+def merge_moments(mean_a, squares_a, count_a, mean_b, squares_b, count_b):
+    """Those of the union of two sets from those of each (Chan et al. 1983, equation 2.1).
+
+    Squares only grow, so that they are infinite where those of one tile are, and never the difference of two
+    infinite numbers.
+    """
+    share_b = tl.cast(count_b, mean_b.dtype) / (count_a + count_b)
+    half = 0.5 * mean_b - 0.5 * mean_a  # of the difference, which may overflow
+    squares = squares_a + squares_b + 4.0 * (half * half) * share_b * count_a
+    return mean_a + 2.0 * half * share_b, squares
 
 
 @triton.jit
 def row_rstd(var, eps):
     # In fp64 first: eps is a Python float in the interpreter, and would be rounded to fp32 there.
-    return tl.rsqrt(var + (tl.zeros([1, 1], tl.float64) + eps).to(var.dtype))
+    var += (tl.zeros([1, 1], tl.float64) + eps).to(var.dtype)
+    # The hardware's rsqrt takes subnormal numbers for zero; powers of two round nothing.
+    tiny = var < 2.0**-100
+    rstd = tl.rsqrt(tl.where(tiny, var * 2.0**100, var))
+    return tl.where(tiny, rstd * 2.0**50, rstd)
 
 
 @triton.jit
@@ -107,16 +147,21 @@ def row_standardize_bwd(dx_hat, x_hat, rstd, N, PIECES: tl.constexpr = 1):
     """dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)), the gradient of row_standardize."""
     dot, total = row_sum2(dx_hat * x_hat, dx_hat, PIECES)
     # rstd multiplied in before the columns are: two multiply-adds an element.
-    return dx_hat * rstd - (x_hat * (dot / N * rstd) + total / N * rstd)
+    return dx_hat * rstd - (x_hat * (dot * (1 / N) * rstd) + total * (1 / N) * rstd)
 
 
 @triton.jit
 def row_stride(stride, N):
-    """The distance between rows: `stride`, or N where it is None because rows are contiguous."""
-    if stride is None:
+    """The distance between rows: `stride`, or N where it is None because rows are contiguous.
+
+    64 bits wide, unless the rows of a tile are few enough values apart to be counted in 32.
+    """
+    if stride is not None:
+        return tl.cast(stride, tl.int64)
+    elif N < 2**23:
         return N
     else:
-        return stride
+        return tl.cast(N, tl.int64)
 
 
 @triton.jit

@@ -95,13 +95,17 @@ def test_parameter_gradients_keep_their_digits(device: torch.device) -> None:
 
 
 def test_variance_of_offset_rows(device: torch.device) -> None:
-    """The correction term: a variance is right to 2e-7 at an offset of 1e4, where two passes alone give 1e-6."""
-    x = rand(16, 1024, dtype=F32, device=device, mean=1e4)
+    """The correction term: a variance at an offset of 1e5 is as right as the sum of its squares.
+
+    A lane of a GPU adds 32 of them one after the other and 32 lanes their sums pairwise: 37 roundings and a few of
+    rstd, together up to 8e-7.  Without the term the error of the mean, squared, is 1e-5 and more.
+    """
+    x = rand(16, 1024, dtype=F32, device=device, mean=1e5)
     y = tritonln.layer_norm(x, 1024, eps=0.0)
     true = x.double().sub(x.double().mean(1, keepdim=True))
     rstd = (y.double() * true).sum(1) / true.square().sum(1)  # least squares: y = true * rstd
     variance = true.square().mean(1)
-    assert float((1 / rstd.square() / variance - 1).abs().max()) <= 2e-7
+    assert float((1 / rstd.square() / variance - 1).abs().max()) <= 8e-7
 
 
 # numpy, under the interpreter, warns of the rows of a tile that are past the last one.

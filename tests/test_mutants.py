@@ -25,8 +25,8 @@ MUTANTS = {
     ),
     "E[x^2] - E[x]^2": (
         "row.py",
-        "return mean + shift, squares / N - shift * shift, deviation, shift",
-        "return mean, row_sum(x * x) / N - mean * mean, deviation, 0.0 * shift",
+        "return mean + shift, var, deviation, shift",
+        "return mean, row_mean(x * x, N) - mean * mean, deviation, 0.0 * shift",
         30.0,
         True,
     ),
@@ -38,7 +38,7 @@ MUTANTS = {
         True,
     ),
     "eps left out": ("row.py", "(tl.zeros([1, 1], tl.float64) + eps).to(var.dtype)", "0.0", 0.0, True),
-    "unbiased variance": ("row.py", "squares / N - shift * shift", "squares / (N - 1) - shift * shift", 0.0, True),
+    "unbiased variance": ("row.py", "squares * (1 / N) - shift", "squares * (1 / (N - 1)) - shift", 0.0, True),
     "no mask on the columns": (
         "layer_norm.py",
         "inside = in_row & (rows < M - row0)",
