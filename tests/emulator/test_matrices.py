@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from tests.emulator.programs import Array, bits, launch
+from tritonln.emulator import EmulationError
 
 F16, F32, U16, U32 = np.float16, np.float32, np.uint16, np.uint32
 
@@ -101,3 +102,18 @@ def test_tiles(n: int, transposed: bool, shift: int) -> None:
             tile = tiles[i].T if transposed else tiles[i]
             assert held[lane, i].tolist() == tile[row, 2 * place : 2 * place + 2].tolist()
     assert (out_rows == tiles).all()
+
+
+def test_a_race_with_the_rows_that_lanes_point_at() -> None:
+    text = """
+    mov.u32 %r1, smem;
+    and.b32 %r2, %t, 31;
+    mad.lo.u32 %r2, %r2, 16, %r1;
+    setp.lt.u32 %p0, %t, 32;
+    @%p0 st.shared.v4.b32 [%r2], {%t, %t, %t, %t};
+    {}
+    ldmatrix.sync.aligned.m8n8.x1.shared.b16 {%r3}, [%r2];
+    """
+    launch(text.replace("{}", "bar.sync 0;"), np.zeros(1, U32), shared=512, threads=64)
+    with pytest.raises(EmulationError, match=r"race: reads what another warp wrote .*; CTA 0 thread 32, 8 threads"):
+        launch(text.replace("{}", ""), np.zeros(1, U32), shared=512, threads=64)

@@ -222,7 +222,10 @@ class Batch:
         raise EmulationError(self.report(g, g.pc - 1, what, np.ones((g.size, 32), bool)))
 
     def report(self, g: Group, pc: int, what: str, mask: Array | None) -> str:
-        mask = np.broadcast_to(False if mask is None else mask, (g.size, 32))
+        mask = np.zeros((1, 1), bool) if mask is None else mask
+        if mask.shape[1] != 1:  # only the lanes that give addresses
+            mask = np.pad(mask, ((0, 0), (0, 32 - mask.shape[1])))
+        mask = np.broadcast_to(mask, (g.size, 32))
         row, lane = np.argwhere(mask)[0] if mask.any() else (0, 0)
         who = f"CTA {int(g.ids.cta[row, 0])} thread {int(g.ids.warp[row, 0]) * 32 + int(lane)}"
         others = f", {int(mask.sum())} threads in all" if mask.any() else ""
