@@ -195,6 +195,19 @@ def test_jit_trace(kind: Any, trained: bool) -> None:
     torch.testing.assert_close(flat(traced(2 * x)), flat(module(2 * x)))
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own
+@pytest.mark.parametrize("layer", LAYERS)
+def test_decomposition(layer: Any) -> None:
+    """What torch.onnx asks for, and who else wants ATen's operators."""
+    net, batch = layer(4, 5, bidirectional=True), torch.export.Dim("batch")
+    program = torch.export.export(net, (torch.randn(3, 2, 4),), dynamic_shapes=({1: batch},))
+    table = torch._decomp.decomposition_table
+    program = program.run_decompositions({op: f for op, f in table.items() if "tritonln::" in str(op.name())})
+    assert {n.target.namespace for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)} == {"aten"}
+    x = torch.randn(3, 7, 4)
+    torch.testing.assert_close(program.module()(x)[0], net(x)[0])
+
+
 @pytest.mark.usefixtures("aten")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_captured_graphs_refuse_tangents(layer: Any) -> None:

@@ -218,3 +218,10 @@ def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor |
 
 
 layer_norm_gru_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm_gru.default)
+def _(*arguments: Any) -> list[Tensor]:
+    """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
+    (h,) = recurrent_plain.gru(*arguments[:-1])
+    return list(filled(h, h, *[None] * 9))

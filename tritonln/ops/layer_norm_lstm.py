@@ -248,3 +248,10 @@ def _op_backward(ctx: Any, dh: Tensor | None, dc: Tensor | None, *_: Any) -> tup
 
 
 layer_norm_lstm_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm_lstm.default)
+def _(*arguments: Any) -> tuple[Tensor, ...]:
+    """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
+    h, c = recurrent_plain.lstm(*arguments[:-1])
+    return filled(h, h, c, *[None] * 6)
