@@ -27,6 +27,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--benchmark-providers", help="default: all")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "benchmark: pytest-benchmark's own, known without that plugin too")
+    if config.getoption("--benchmark") and not config.pluginmanager.hasplugin("benchmark"):
+        raise pytest.UsageError("--benchmark: expected pytest-benchmark's plugin, which is not loaded")
+
+
 def pytest_ignore_collect(collection_path: pathlib.Path, config: pytest.Config) -> bool | None:
     """With --benchmark the cells and nothing else; without it everything else."""
     if collection_path.suffix != ".py":

@@ -24,6 +24,7 @@ from unittest import mock
 import numpy as np
 import torch
 from torch import Tensor
+from torch._C import DispatchKey, DispatchKeySet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -83,13 +84,16 @@ class Kernel:
 
 
 class TorchOperators(TorchDispatchMode):
-    """Notes torch's operators, but for those that only allocate or view."""
+    """Notes torch's operators, but for those that only allocate or view; of custom operators what is inside."""
 
     def __init__(self, kernels: list[Kernel]):
         super().__init__()
         self.kernels = kernels
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "aten":
+            with self:
+                return func.redispatch(DispatchKeySet(DispatchKey.CPU), *args, **(kwargs or {}))
         out = func(*args, **(kwargs or {}))
         inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         outputs = [t for t in tree_leaves(out) if isinstance(t, Tensor)]

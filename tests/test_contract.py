@@ -3,9 +3,11 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonln
 from tests.tolerance import assert_close
@@ -106,6 +108,76 @@ def test_mixed_dtypes_pass_under_a_gpu_s_autocast(monkeypatch: pytest.MonkeyPatc
     torch.testing.assert_close(y, F.layer_norm(x, (4,)))
 
 
+@pytest.mark.parametrize("eps", [np.float32(1e-3), np.float64(1e-3), np.int64(1), 1, True, torch.tensor(1e-3)])
+def test_numbers_that_torch_takes(eps: float, device: torch.device) -> None:
+    x = X.to(device)
+    for integer in (int, np.int64, np.int32, torch.tensor):
+        y = tritonln.nn.LayerNorm([integer(4)], eps, elementwise_affine=False)(x)
+        assert y.equal(tritonln.layer_norm(x, 4, eps=float(eps)))
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "bias", "dy"])
+@pytest.mark.parametrize("kind", ["negated", "conjugated", "zero"])
+def test_lazy_tensors_are_made_real(kind: str, name: str, device: torch.device) -> None:
+    """Whose storage holds other numbers, or none."""
+    real = {"input": X.to(device), "weight": X[0].to(device), "bias": X[1].to(device), "dy": X.flip(0).to(device)}
+    t = real[name]
+    lazy = {
+        "negated": torch._neg_view(-t),
+        "conjugated": torch.complex(t, -t).conj().imag,
+        "zero": torch._efficientzerotensor(t.shape, device=device),
+    }[kind]
+    if kind == "zero":
+        real[name] = torch.zeros_like(t)
+    results = []
+    for given in ({**real, name: lazy}, real):
+        dy = given.pop("dy")
+        leaves = [t.detach().requires_grad_() for t in given.values()]
+        y = tritonln.layer_norm(leaves[0], 4, *leaves[1:])
+        results.append((tritonln.layer_norm(normalized_shape=4, **given), y, *torch.autograd.grad(y, leaves, dy)))
+    for out, ref in zip(*results):
+        assert torch.equal(out, ref)
+
+
+def test_fake_parameters_of_a_real_x() -> None:
+    with FakeTensorMode():
+        w = torch.ones(4)
+    with pytest.raises(AssertionError, match="FakeTensor"):
+        F.layer_norm(X, (4,), w)
+    with pytest.raises(AssertionError, match="FakeTensor"):
+        tritonln.layer_norm(X, 4, w)
+
+
+class Duck:
+    """No tensor at all."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        return function, args, kwargs
+
+
+class Named(torch.Tensor):
+    """A tensor under another name."""
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "bias"])
+def test_torch_functions_of_other_classes(name: str) -> None:
+    given = {"input": X, "weight": ONES, "bias": ONES, name: Duck()}
+    function, args, kwargs = tritonln.layer_norm(normalized_shape=(4,), **given)
+    assert function is tritonln.layer_norm
+    theirs = F.layer_norm(normalized_shape=(4,), **given)[1:]
+    assert (args, {key: kwargs[key] for key in theirs[1]}) == theirs
+
+
+@pytest.mark.parametrize("name", ["input", "weight", "bias"])
+def test_subclasses_stay_subclasses(name: str, device: torch.device) -> None:
+    given = {"input": X.to(device), "weight": ONES.to(device), "bias": ONES.to(device)}
+    y = tritonln.layer_norm(normalized_shape=4, **given)
+    named = tritonln.layer_norm(normalized_shape=4, **{**given, name: given[name].as_subclass(Named)})
+    assert type(named) is Named
+    assert named.as_subclass(torch.Tensor).equal(y)
+
+
 def in_a_process(code: str, interpret: str = "0") -> str:
     result = subprocess.run(
         [sys.executable, "-c", code],
@@ -129,10 +201,50 @@ def test_importing_loads_no_triton_and_asks_no_device() -> None:
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU is not the device of last resort here")
 def test_cpu_tensors_take_aten_without_the_interpreter() -> None:
-    code = (
-        "import torch, tritonln; import torch.nn.functional as F;"
-        "x, w, b = torch.randn(3, 8, requires_grad=True), torch.randn(8), torch.randn(8);"
-        "y = tritonln.layer_norm(x, 8, w, b); print(y.equal(F.layer_norm(x, (8,), w, b)), y.grad_fn.name());"
-        "h = tritonln.layer_norm(x.bfloat16(), 8, w, b.bfloat16()); print(h.dtype)"
-    )
-    assert in_a_process(code).split() == ["True", "NativeLayerNormBackward0", "torch.bfloat16"]
+    code = """
+import torch, tritonln
+import torch.nn.functional as F
+leaves = [torch.randn(*shape, requires_grad=True) for shape in ((3, 8), (8,), (8,))]
+x, w, b = leaves
+ours, theirs = tritonln.layer_norm(x, 8, w, b), F.layer_norm(x, (8,), w, b)
+dy = torch.randn(3, 8)
+print(ours.equal(theirs), *(p.equal(q) for p, q in zip(*(torch.autograd.grad(y, leaves, dy) for y in (ours, theirs)))))
+print(tritonln.layer_norm(x.bfloat16(), 8, w, b.bfloat16()).dtype)
+"""
+    assert in_a_process(code).split() == ["True"] * 4 + ["torch.bfloat16"]
+
+
+def test_without_a_c_compiler_the_error_says_so() -> None:
+    code = """
+import torch, tritonln
+from triton.backends import backends
+from tritonln.device import runs_triton
+
+class NoCompiler:
+    is_active = staticmethod(lambda: True)
+    def __init__(self):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+for backend in backends.values():
+    backend.driver.is_active = staticmethod(lambda: False)
+backends["nvidia"].driver.is_active = staticmethod(lambda: True)
+backends["nvidia"].driver.__init__ = NoCompiler.__init__
+try:
+    runs_triton("cuda")
+except RuntimeError as error:
+    print(error.__cause__)
+print(runs_triton("cpu"))
+"""
+    cause, cpu = in_a_process(code).splitlines()
+    assert cause.startswith("Failed to find C compiler")
+    assert cpu == "False"
+
+
+def test_a_cpu_call_wakes_no_gpu() -> None:
+    code = """
+import torch, tritonln
+from triton.runtime import driver
+torch.accelerator.is_available = lambda: True
+print(tritonln.layer_norm(torch.randn(3, 8), 8).shape, driver._active, driver._default)
+"""
+    assert in_a_process(code) == "torch.Size([3, 8]) None None"

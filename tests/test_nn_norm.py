@@ -1,6 +1,8 @@
 """tritonln.nn.LayerNorm is torch.nn.LayerNorm but for its forward."""
 
 import copy
+import io
+import pickle
 
 import pytest
 import torch
@@ -57,3 +59,23 @@ def test_copies_and_pickles(device: torch.device, tmp_path) -> None:  # type: ig
     torch.save(norm, tmp_path / "norm.pt")
     for other in (copy.deepcopy(norm), torch.load(tmp_path / "norm.pt", weights_only=False)):
         assert other(x).equal(norm(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of TorchScript
+def test_torchscript(device: torch.device) -> None:
+    norm = tritonln.nn.LayerNorm((3, 8)).to(device)
+    torch.nn.init.normal_(norm.weight)
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Sequential(norm)), file)
+    file.seek(0)
+    x = torch.randn(2, 3, 8, device=device)
+    torch.testing.assert_close(torch.jit.load(file)(x), norm(x))
+
+
+def test_fx(device: torch.device) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), tritonln.nn.LayerNorm(8)).to(device)
+    graph = torch.fx.symbolic_trace(net)
+    assert tritonln.layer_norm in [n.target for n in graph.graph.nodes]
+    x = torch.randn(2, 8, device=device)
+    assert graph(x).equal(net(x))
+    assert pickle.loads(pickle.dumps(graph))(x).equal(net(x))

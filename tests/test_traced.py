@@ -1,12 +1,15 @@
-"""torch.compile, torch.export, opcheck: what looks on symbolically sees one custom op."""
+"""torch.compile, torch.export, opcheck: what looks on symbolically sees one custom op; TorchScript sees ATen's."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounter
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -137,3 +140,123 @@ def test_a_dispatch_mode_sees_the_op() -> None:
         y = tritonln.layer_norm(x, 24)
     assert y.equal(tritonln.layer_norm(x, 24))
     assert torch.ops.tritonln.layer_norm.default in seen
+
+
+# ---- gradients of graphs that were captured without them -----------------------------------------------
+
+
+@pytest.fixture(params=["kernels", "aten"])
+def by_either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "aten":
+        monkeypatch.setattr("tritonln.ops.layer_norm.kernels_on", lambda device: None)
+
+
+def exported(net: torch.nn.Module, x: Tensor, strict: bool) -> Callable[[Tensor], Tensor]:
+    with torch.no_grad():
+        return torch.export.export(net, (x,), strict=strict).module()
+
+
+CAPTURED = {
+    "export": lambda net, x: exported(net, x, False),
+    "strict export": lambda net, x: exported(net, x, True),
+    "make_fx": lambda net, x: make_fx(net)(x),
+    "symbolic make_fx": lambda net, x: make_fx(net, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x),
+}
+
+
+@pytest.mark.parametrize("capture", CAPTURED)
+@pytest.mark.usefixtures("by_either_way")
+def test_training_a_graph_that_was_captured_without_gradients(capture: str) -> None:
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(24, 24), tritonln.nn.LayerNorm(24)).requires_grad_(False)
+    graph = CAPTURED[capture](net, torch.randn(5, 24))
+    net.requires_grad_(True)
+    parameters = list(graph.parameters()) if "export" in capture else list(net.parameters())
+    for p in parameters:
+        p.requires_grad_(True)
+    x = torch.randn(5, 24, requires_grad=True)
+    found = torch.autograd.grad(graph(x).pow(3).sum(), [x, *parameters])
+    for out, ref in zip(found, torch.autograd.grad(net(x).pow(3).sum(), [x, *net.parameters()])):
+        assert out.equal(ref)
+
+
+@pytest.mark.usefixtures("by_either_way")
+def test_the_op_without_statistics_finds_them_again() -> None:
+    x, w, b = leaves(5, 24, dtype=torch.bfloat16)
+    y, stats = layer_norm_op(x, 24, w, b, 1e-5, torch.bfloat16, False)
+    assert stats.numel() == 0
+    dy = torch.ones_like(y).cumsum(-1)
+    for out, ref in zip(torch.autograd.grad(y, (x, w, b), dy), results(tritonln.layer_norm, x, w, b)[1:]):
+        assert out.equal(ref)
+
+
+def test_a_compiled_backward_holds_the_op() -> None:
+    """And not the formula that derivatives of derivatives run on."""
+    x, w, b = leaves(5, 24)
+    ops = []
+
+    def noting(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        ops.append([n.target for n in graph.graph.nodes if isinstance(n.target, torch._ops.OpOverload)])
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(tritonln.layer_norm, backend=aot_autograd(fw_compiler=noting), fullgraph=True)
+    results(compiled, x, w, b)
+    assert ops == [[torch.ops.tritonln.layer_norm.default], [torch.ops.tritonln.layer_norm_backward.default]]
+
+
+# ---- what knows ATen's operators only ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_jit_trace(dtype: torch.dtype) -> None:
+    """Played on other values, with gradients, and loaded where nobody knows this package."""
+    x, w, b = leaves(5, 24, dtype=dtype)
+    f = lambda x, w, b: tritonln.layer_norm(x, 24, w, b)  # noqa: E731
+    graph = torch.jit.trace(f, (torch.zeros_like(x), w, b), check_trace=False)  # which asks for the bits of eager
+    assert "aten::layer_norm" in str(graph.graph)
+    assert "tritonln" not in str(graph.graph).split("#")[0]
+    for out, ref in zip(results(lambda x, _, w, b: graph(x, w, b), x, w, b), results(tritonln.layer_norm, x, w, b)):
+        torch.testing.assert_close(out, ref, rtol=4 * torch.finfo(out.dtype).eps, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own
+def test_decomposition() -> None:
+    """What torch.onnx asks for, and who else wants ATen's operators."""
+    net = tritonln.nn.LayerNorm(24)
+    program = torch.export.export(net, (torch.randn(5, 24),), dynamic_shapes=({0: torch.export.Dim("rows")},))
+    op = torch.ops.tritonln.layer_norm.default
+    program = program.run_decompositions({op: torch._decomp.decomposition_table[op]})
+    assert {n.target.namespace for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)} == {"aten"}
+    x = torch.randn(7, 24)
+    torch.testing.assert_close(program.module()(x), net(x))
+
+
+def test_subclasses_with_a_dispatch_of_their_own() -> None:
+    """As nested tensors and DTensor have it, which know no operators but ATen's."""
+    norm = tritonln.nn.LayerNorm(24)
+    parts = [torch.randn(n, 24) for n in (2, 5)]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged, requires_grad=True)
+    y = norm(nested)
+    for out, x in zip(y.unbind(), parts):
+        torch.testing.assert_close(out, norm(x))
+    y.values().pow(3).sum().backward()
+    assert nested.grad is not None
+    x = torch.cat(parts).requires_grad_()
+    norm(x).pow(3).sum().backward()
+    torch.testing.assert_close(nested.grad.values(), x.grad)
+
+
+def test_a_gradient_that_is_none() -> None:
+    class Dropping(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y):  # type: ignore[no-untyped-def]
+            return y.clone()
+
+        @staticmethod
+        def backward(ctx, dy):  # type: ignore[no-untyped-def]
+            return None
+
+    x, w, b = leaves(5, 24)
+    y, _ = layer_norm_op(x, 24, w, b, 1e-5, torch.float32, True)
+    (dx,) = torch.autograd.grad((Dropping.apply(y) + x).sum(), x)
+    assert dx.equal(torch.ones_like(x))

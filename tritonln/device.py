@@ -111,14 +111,19 @@ def triton_version() -> tuple[int, int]:
 
 
 @functools.cache
-def triton_device_type() -> str | None:
-    """The type of the tensors that Triton's active driver takes; None without Triton or a driver."""
+def active_device() -> tuple[str | None, Exception | None]:
+    """The type of the tensors that Triton's active driver takes, or why there is none."""
     try:
         from triton.runtime import driver
 
-        return driver.active.get_active_torch_device().type
-    except (ImportError, RuntimeError):  # no Triton for this platform; no active driver
-        return None
+        return driver.active.get_active_torch_device().type, None
+    except (ImportError, RuntimeError) as error:  # no Triton for this platform; no driver, or no C compiler for it
+        return None, error
+
+
+def triton_device_type() -> str | None:
+    """The type of the tensors that Triton's active driver takes; None without Triton or a driver."""
+    return active_device()[0]
 
 
 @functools.cache
@@ -127,16 +132,25 @@ def runs_triton(device_type: str) -> bool:
 
     Raises RuntimeError for a device that neither serves.
     """
-    if device_type == triton_device_type():
-        return True
-    if device_type == "cpu":
-        try:
-            return interpreting()
-        except ImportError:
-            return False
     if device_type == "meta":
         return False
+    if device_type == "cpu":
+        return _cpu_runs_triton()
+    active, error = active_device()
+    if device_type == active:
+        return True
     raise RuntimeError(
         f"tritonln has no kernels for device type '{device_type}': expected the device type of Triton's "
-        f"active driver ({triton_device_type()}) or 'cpu'"
-    )
+        f"active driver ({active}) or 'cpu'"
+    ) from error
+
+
+def _cpu_runs_triton() -> bool:
+    try:
+        from triton.runtime import driver
+
+        # A driver that was not asked for yet is that of a GPU, if there is one, and would begin to use it.
+        asked = driver._active is not None or not torch.accelerator.is_available()
+        return interpreting() or (asked and triton_device_type() == "cpu")
+    except ImportError:
+        return False

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from tritonln.device import Device, interpreting, kernels_on, runs_triton, triton_device_type
+from tritonln.device import Device, active_device, interpreting, kernels_on, runs_triton
 
 # Contracted multiply-adds, said aloud because Triton's default is about to change.
 FP_FUSION = True
@@ -110,7 +110,7 @@ def active_driver() -> Any:
 
 def forget_driver() -> None:
     """For who changes Triton's active driver in a running process: what was asked of the old one is asked again."""
-    for asked in (active_driver, kernels_on, runs_triton, triton_device_type):
+    for asked in (active_driver, kernels_on, runs_triton, active_device):
         asked.cache_clear()
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
 from torch.nn import Parameter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -19,37 +21,46 @@ def check(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor |
     """Raises what F.layer_norm raises for arguments that do not fit.  Returns (row length, eps)."""
     try:
         dims = tuple(shape)
-        fits = (
+        N = math.prod(dims)
+        if type(N) is not int and not isinstance(N, torch.SymInt):
+            N = operator.index(N)  # numpy's integers; a float may equal a size but is none
+        dtype, device = x.dtype, x.device
+        if (
             len(dims) > 0
-            and x.shape[-len(dims) :] == dims
-            and x.dtype in DTYPES
-            and (weight is None or _fits(x, dims, weight, "weight"))
-            and (bias is None or _fits(x, dims, bias, "bias"))
-            and float not in map(type, dims)  # equal to a size, but none
-        )
-        if fits and isinstance(eps, (float, int, Tensor)):
-            return math.prod(dims), float(eps)
+            and tuple(x.shape)[-len(dims) :] == dims
+            and dtype in DTYPES
+            and (weight is None or _fits(weight, dims, dtype, device, "weight"))
+            and (bias is None or _fits(bias, dims, dtype, device, "bias"))
+        ):
+            return N, eps if type(eps) is float else _number(eps)
     except (AttributeError, TypeError):  # no tensor, no sequence
         pass
     _refuse(x, shape, weight, bias, eps)
 
 
-def _fits(x: Tensor, dims: tuple[int, ...], parameter: Tensor, name: str) -> bool:
-    if parameter.shape != dims or (parameter.dtype != x.dtype and not _mixes(x, parameter)):
+def _number(eps: Any) -> float:
+    """float(eps) of what torch takes for a number."""
+    if not isinstance(eps, (float, int)):
+        F.layer_norm(torch.empty(0, 1), (1,), eps=eps)
+    return float(eps)
+
+
+def _fits(parameter: Tensor, dims: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str) -> bool:
+    if parameter.shape != dims or (parameter.dtype is not dtype and not _mixes(parameter.dtype, dtype, device.type)):
         return False
-    if parameter.device != x.device:
+    if parameter.device != device:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but got {name} is on {parameter.device}, "
-            f"different from other tensors on {x.device} (when checking argument in method layer_norm)"
+            f"different from other tensors on {device} (when checking argument in method layer_norm)"
         )
     return True
 
 
-def _mixes(x: Tensor, parameter: Tensor) -> bool:
+def _mixes(parameter: torch.dtype, x: torch.dtype, device_type: str) -> bool:
     """fp32 parameters of a 16-bit x; all but fp64 where autocast would cast them to fp32 anyway."""
-    if parameter.dtype == torch.float32 and x.dtype in HALF:
+    if parameter == torch.float32 and x in HALF:
         return True
-    return autocasts(x, x.device.type) and parameter.dtype in (torch.float32, *HALF)
+    return autocasts(x, device_type) and parameter in (torch.float32, *HALF)
 
 
 def _refuse(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> NoReturn:
@@ -62,13 +73,13 @@ def _refuse(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor
     )
 
 
-def autocasts(x: Tensor, device_type: str) -> bool:
+def autocasts(x: torch.dtype, device_type: str) -> bool:
     """Whether autocast is on and runs layer_norm in fp32, as it does everywhere but on the CPU."""
-    return torch.is_autocast_enabled(device_type) and device_type != "cpu" and x.dtype != torch.float64
+    return device_type not in ("cpu", "meta") and torch.is_autocast_enabled(device_type) and x != torch.float64
 
 
-def output_dtype(x: Tensor, device_type: str) -> torch.dtype:
-    return torch.float32 if autocasts(x, device_type) else x.dtype
+def output_dtype(x: torch.dtype, device_type: str) -> torch.dtype:
+    return torch.float32 if autocasts(x, device_type) else x
 
 
 def needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
@@ -77,25 +88,36 @@ def needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
     )
 
 
-def special(t: Tensor | None) -> bool:
-    """Whether a tensor is more than its storage: fake, of a subclass, lazily negated, or zero without a storage."""
-    return t is not None and ((type(t) is not Tensor and type(t) is not Parameter) or t.is_neg() or t._is_zerotensor())
-
-
 def traced(*tensors: Tensor | None) -> bool:
-    """Whether torch looks on (compile, export, a dispatch mode such as make_fx's) or a tensor is special.
+    """Whether torch looks on (compile, export, a dispatch mode such as make_fx's), or a tensor is more than its
+    storage: of a subclass, fake, lazily negated, or zero without a storage.
 
-    Then the custom op is called: torch's dispatcher shows it to who looks on, and makes special tensors real.
+    Then the custom op is called: torch's dispatcher shows it to who looks on, and makes such tensors real.
     """
-    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or any(map(special, tensors))
+    if torch.compiler.is_compiling() or _len_torch_dispatch_stack():
+        return True
+    for t in tensors:
+        if t is not None and ((type(t) is not Parameter and type(t) is not Tensor) or t.is_neg() or t._is_zerotensor()):
+            return True
+    return False
+
+
+def knows_only_aten(*tensors: Tensor | None) -> bool:
+    """Whether a tensor is of a subclass that dispatches by itself, such as DTensor: custom ops are foreign to it."""
+    from torch._subclasses.fake_tensor import FakeTensor
+    from torch._subclasses.functional_tensor import FunctionalTensor
+
+    known = (Tensor, Parameter, FakeTensor, FunctionalTensor)
+    kinds = [type(t) for t in tensors if t is not None]
+    return any(kind not in known and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in kinds)
 
 
 def transformed() -> bool:
     """Whether forward mode, a torch.func transform (vmap, grad, ...) or jit.trace is at work: they know only ATen."""
     return (
-        torch._C._are_functorch_transforms_active()
+        _are_functorch_transforms_active()
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.jit.is_tracing()  # type: ignore[attr-defined]
+        or _get_tracing_state() is not None
     )
 
 
@@ -104,6 +126,11 @@ def batched(*gradients: Tensor | None) -> bool:
     return not torch.compiler.is_compiling() and any(
         g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients
     )
+
+
+def beyond_numbers(*gradients: Tensor | None) -> bool:
+    """Whether more is wanted of a backward pass than numbers: a graph of it, tangents, or many at once by vmap."""
+    return torch.is_grad_enabled() or transformed() or batched(*gradients)
 
 
 def refuse_tangents(operator: str) -> None:
@@ -130,7 +157,7 @@ def dtype_of(t: Tensor | None) -> torch.dtype | None:
 
 def empty_like(t: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and uninitialized, of t's shape."""
-    if t.dtype == dtype and t.is_contiguous():
+    if t.dtype is dtype and t.is_contiguous():
         return torch.empty_like(t)  # the cheapest of torch's ways to a tensor
     return torch.empty(t.shape, dtype=dtype, device=t.device)
 

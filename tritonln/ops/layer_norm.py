@@ -6,16 +6,28 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from tritonln.device import Device, kernels_on
-from tritonln.ops import layer_norm_triton
-from tritonln.ops.contract import arithmetic, check, needs_grad, output_dtype, traced, transformed
+from tritonln.ops import layer_norm_aten, layer_norm_formula, layer_norm_triton
+from tritonln.ops.contract import (
+    arithmetic,
+    beyond_numbers,
+    check,
+    knows_only_aten,
+    needs_grad,
+    output_dtype,
+    refuse_tangents,
+    traced,
+    transformed,
+)
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
 
 
 def layer_norm(
-    x: Tensor,
+    input: Tensor,
     normalized_shape: int | Sequence[int],
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -29,7 +41,7 @@ def layer_norm(
     dimensions ``normalized_shape``.
 
     Args:
-        x: ``(*, *normalized_shape)``; fp32, fp16, bf16 or fp64.  Rows may be strided; values that
+        input: x, ``(*, *normalized_shape)``; fp32, fp16, bf16 or fp64.  Rows may be strided; values that
             are not contiguous within a row are copied once.
         normalized_shape: the trailing dimensions, an int for one.
         weight, bias: of shape ``normalized_shape``, each optional; in ``x``'s dtype, or in fp32 for
@@ -43,28 +55,45 @@ def layer_norm(
         arguments and 8 bytes a row (16 for fp64); nothing where no gradient is asked for.
 
     A row's result and its ``x`` gradient do not depend on the other rows, and the same inputs give
-    the same bits on every run.  Can be differentiated twice; the second derivative runs in ATen.
+    the same bits on every run.  Derivatives are right to any order, in reverse and forward mode and under
+    torch.func's transforms; all but the first gradient run in elementary operations of torch.  (The third
+    derivative of ``F.layer_norm`` itself is wrong in torch 2.13.)  ``torch.jit.trace`` and ``torch.jit.script`` get
+    ATen's operator.
 
     Raises:
         RuntimeError, TypeError, NotImplementedError: as ``F.layer_norm`` for shapes and dtypes that
-            do not fit; RuntimeError for arguments on different devices, or on a device that neither
-            Triton nor the CPU serves.
+            do not fit; RuntimeError for arguments on different devices, on a device that neither
+            Triton nor the CPU serves, and for forward mode through a graph that was captured without it.
 
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), equations 3 and 4.
     """
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-    N, eps = check(x, shape, weight, bias, eps)
+    if has_torch_function_variadic(input, weight, bias):
+        return handle_torch_function(
+            layer_norm, (input, weight, bias), input, normalized_shape, weight=weight, bias=bias, eps=eps
+        )
+    x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     if transformed():
-        return _aten(x, shape, weight, bias, eps)
-    save = needs_grad(x, weight, bias)
+        return _transformed(x, shape, weight, bias, eps)
+    N, eps = check(x, shape, weight, bias, eps)
     if traced(x, weight, bias):
-        return layer_norm_op(x, N, weight, bias, eps, output_dtype(x, x.device.type), save)[0]
+        dtype = output_dtype(x.dtype, x.device.type)
+        if knows_only_aten(x, weight, bias):
+            return layer_norm_aten.operator(x, shape, weight, bias, eps, dtype)
+        return layer_norm_op(x, N, weight, bias, eps, dtype, needs_grad(x, weight, bias))[0]
     device = kernels_on(x.device)
-    if device is None:
-        return _aten(x, shape, weight, bias, eps)
-    if save:
+    if needs_grad(x, weight, bias):
         return _apply(x, weight, bias, N, eps, device)
-    return layer_norm_triton.forward(x, N, weight, bias, eps, output_dtype(x, device.type), False, device)[0]
+    if device is None:
+        return layer_norm_aten.forward(x, N, weight, bias, eps, False)[0]
+    return layer_norm_triton.forward(x, N, weight, bias, eps, output_dtype(x.dtype, device.type), False, device)[0]
+
+
+def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    dtype = output_dtype(x.dtype, x.device.type)
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return layer_norm_aten.operator(x, shape, weight, bias, eps, dtype)  # what TorchScript knows
+    N, eps = check(x, shape, weight, bias, eps)
+    return layer_norm_formula.forward(x, N, weight, bias, eps, dtype)
 
 
 # ---- eager -------------------------------------------------------------------------------------
@@ -73,62 +102,34 @@ def layer_norm(
 class _LayerNorm(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, eps: float, device: Device
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, eps: float, device: Device | None
     ) -> Tensor:
-        y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, output_dtype(x, device.type), True, device)
+        if device is None:
+            y, stats = layer_norm_aten.forward(x, N, weight, bias, eps, True)
+        else:
+            dtype = output_dtype(x.dtype, device.type)
+            y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, dtype, True, device)
         ctx.save_for_backward(x, weight, bias, stats)
-        ctx.N, ctx.device = N, device
+        ctx.constants = N, eps, device
         return y
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, stats = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # a graph of the backward is wanted: ATen's operator has a derivative
-            dx, dw, db = backward_aten(dy, x, ctx.N, weight, bias, stats, needs)
+        (N, eps, device), needs = ctx.constants, ctx.needs_input_grad[:3]
+        if beyond_numbers(dy):
+            dx, dw, db = layer_norm_formula.backward(dy, x, N, weight, bias, eps, needs)
+        elif traced(dy):
+            dx, dw, db = _backward_by_op(dy, x, N, weight, bias, stats, needs)
+        elif device is None:
+            dx, dw, db = layer_norm_aten.backward(dy, x, N, weight, bias, stats, needs)
         else:
-            dx, dw, db = layer_norm_triton.backward(dy, x, ctx.N, weight, bias, stats, needs, ctx.device)
+            dx, dw, db = layer_norm_triton.backward(dy, x, N, weight, bias, stats, needs, device)
         return dx, dw, db, None, None, None
 
 
 # Function.apply is this and a search for functorch, which layer_norm has made already.
 _apply = super(torch.autograd.Function, _LayerNorm).apply
-
-
-# ---- ATen -----------------------------------------------------------------------------------
-
-
-def _aten(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    if weight is not None and bias is not None and weight.dtype != bias.dtype:
-        weight, bias = weight.float(), bias.float()  # ATen wants the two alike
-    return F.layer_norm(x, shape, weight, bias, eps)
-
-
-def backward_aten(
-    dy: Tensor,
-    x: Tensor,
-    N: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensor,
-    needs: tuple[bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """As layer_norm_triton.backward, in ATen's operator, which can itself be differentiated."""
-    dtype = stats.dtype
-
-    def row(t: Tensor | None) -> Tensor | None:
-        return None if t is None else t.reshape(N).to(dtype)
-
-    mean, rstd = stats.T.contiguous().unsqueeze(2)  # ATen reads them by their addresses
-    gradients = torch.ops.aten.native_layer_norm_backward(
-        dy.reshape(-1, N).to(dtype), x.reshape(-1, N).to(dtype), [N], mean, rstd, row(weight), row(bias), needs
-    )
-    inputs = (x, weight, bias)
-    dx, dw, db = (
-        g.reshape(t.shape).to(t.dtype) if wanted and t is not None else None
-        for g, t, wanted in zip(gradients, inputs, needs)
-    )
-    return dx, dw, db
 
 
 # ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
@@ -138,24 +139,13 @@ def backward_aten(
 def layer_norm_op(
     x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
 ) -> tuple[Tensor, Tensor]:
+    refuse_tangents("layer_norm")
     device = kernels_on(x.device)
     if device is None:
-        y, stats = _forward_aten(x, N, weight, bias, eps, save)
+        y, stats = layer_norm_aten.forward(x, N, weight, bias, eps, save)
     else:
         y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, dtype, save, device)
     return y, _empty_stats(x) if stats is None else stats
-
-
-def _forward_aten(
-    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, save: bool
-) -> tuple[Tensor, Tensor | None]:
-    rows = x.reshape(x.numel() // N if N else 0, N)
-    weight, bias = (None if p is None else p.reshape(N) for p in (weight, bias))
-    y = _aten(rows, (N,), weight, bias, eps).reshape(x.shape)
-    if not save:
-        return y, None
-    _, mean, rstd = torch.native_layer_norm(rows.to(arithmetic(x.dtype)), (N,), None, None, eps)
-    return y, torch.cat([mean, rstd], 1)
 
 
 def _empty_stats(x: Tensor) -> Tensor:
@@ -176,10 +166,11 @@ def _(
 def layer_norm_backward_op(
     dy: Tensor, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, stats: Tensor, needs: Sequence[bool]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    device = kernels_on(x.device)
+    refuse_tangents("layer_norm")
     needed = needs[0], needs[1] and weight is not None, needs[2] and bias is not None
+    device = kernels_on(x.device)
     if device is None:
-        gradients = backward_aten(dy, x, N, weight, bias, stats, needed)
+        gradients = layer_norm_aten.backward(dy, x, N, weight, bias, stats, needed)
     else:
         gradients = layer_norm_triton.backward(dy, x, N, weight, bias, stats, needed, device)
     return tuple(x.new_empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
@@ -195,18 +186,49 @@ def _(
     )
 
 
+def _backward_by_op(
+    dy: Tensor,
+    x: Tensor,
+    N: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    stats: Tensor,
+    needs: tuple[bool, bool, bool],
+) -> Gradients:
+    dx, dw, db = (
+        g if needed else None for g, needed in zip(layer_norm_backward_op(dy, x, N, weight, bias, stats, needs), needs)
+    )
+    return dx, dw, db
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, ctx.N, weight, bias, *_ = inputs
+    x, ctx.N, weight, bias, ctx.eps, _, ctx.saved = inputs
     ctx.save_for_backward(x, weight, bias, output[1])
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # of the statistics, which have none
 
 
-def _op_backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+def _op_backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if dy is None:
+        return (None,) * 7
     x, weight, bias, stats = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-    gradients = layer_norm_backward_op(dy, x, ctx.N, weight, bias, stats, wanted)
-    dx, dw, db = (g if w else None for g, w in zip(gradients, wanted))
+    needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
+    if beyond_numbers(dy):
+        dx, dw, db = layer_norm_formula.backward(dy, x, ctx.N, weight, bias, ctx.eps, needs)
+    else:
+        if not ctx.saved:  # the graph was captured where nothing required a gradient
+            _, stats = layer_norm_op(x, ctx.N, None, None, ctx.eps, x.dtype, True)
+        dx, dw, db = _backward_by_op(dy, x, ctx.N, weight, bias, stats, needs)
     return dx, None, dw, db, None, None, None
 
 
 layer_norm_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm.default)
+def _(
+    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
+) -> tuple[Tensor, Tensor]:
+    """In ATen's operators, for exporters: torch.onnx asks for it, run_decompositions can be given it."""
+    y, stats = layer_norm_aten.forward(x, N, weight, bias, eps, save)
+    return y.to(dtype), _empty_stats(x) if stats is None else stats

@@ -207,7 +207,8 @@ def forward(
     y = empty_like(x, dtype)
     stats = torch.empty((M, 2), dtype=arithmetic(x.dtype), device=x.device) if save else None
     if M:
-        plan = forward_plan(N, x.dtype, dtype, dtype_of(weight), dtype_of(bias), save, device)
+        w, b = None if weight is None else weight.dtype, None if bias is None else bias.dtype
+        plan = forward_plan(N, x.dtype, dtype, w, b, save, device)
         rows, stride = contiguous_rows(x, N)
         plan.launch(plan.count(M), (rows, contiguous(weight), contiguous(bias), y, stats), (stride,), (M, eps))
     return y, stats
@@ -224,7 +225,7 @@ def backward(
     device: Device,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of x, weight and bias, each None unless needed."""
-    M = stats.shape[0]
+    M = x.numel() // N if N else 0
     dx = empty_like(x, x.dtype) if needs[0] else None
     new = torch.empty_like if M else torch.zeros_like
     dw = new(weight.contiguous()) if weight is not None and needs[1] else None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tritonln.device import Device, kernels_on
-from tritonln.ops import layer_norm, layer_norm_triton
+from tritonln.ops import layer_norm_aten, layer_norm_triton
 from tritonln.ops.contract import DTYPES, HALF, arithmetic
 
 
@@ -159,7 +159,7 @@ def norm_backward(
     N, stats = x.shape[-1], stats.view(-1, 2)
     if device is not None:
         return layer_norm_triton.backward(dy, x, N, weight, bias, stats, needs, device)
-    return layer_norm.backward_aten(dy, x, N, weight, bias, stats, needs)
+    return layer_norm_aten.backward(dy, x, N, weight, bias, stats, needs)
 
 
 def total_bias(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from tritonln.ops import recurrent_plain
-from tritonln.ops.contract import batched, traced, transformed
+from tritonln.ops.contract import beyond_numbers, traced
 from tritonln.ops.recurrent import present
 
 
@@ -38,7 +37,7 @@ class Backward(NamedTuple):
         """The gradients of the inputs, each None unless needed, from those of the results."""
         tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[: self.inputs]
         inputs, lengths, saved = tensors[: self.inputs], tensors[self.inputs], tensors[self.inputs + 1 :]
-        if torch.is_grad_enabled() or transformed() or batched(*directions):
+        if beyond_numbers(*directions):
             return recurrent_plain.gradients(self.plain, inputs, (lengths, *ctx.constants), directions, needs)
         if traced(*directions, *inputs):
             found = self.op(*directions, inputs, saved, lengths, *ctx.constants, needs)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tritonln.ops import layer_norm_formula
 from tritonln.ops.contract import arithmetic
 from tritonln.ops.recurrent import input_bias, order, running, total_bias, without_autocast, without_padding
 
@@ -97,14 +98,10 @@ def gru(
 
 
 def norm(rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """LN of rows in the dtype of their arithmetic; without a weight they are not normalized.
-
-    Written out, because the third derivative of F.layer_norm is wrong.
-    """
-    if weight is not None:
-        deviations = rows - rows.mean(-1, keepdim=True)
-        rows = deviations * (deviations.square().mean(-1, keepdim=True) + eps).rsqrt() * weight
-    return rows if bias is None else rows + bias
+    """LN of rows in the dtype of their arithmetic; without a weight they are not normalized."""
+    if weight is None:
+        return rows if bias is None else rows + bias
+    return layer_norm_formula.forward(rows, rows.shape[-1], weight, bias, eps, rows.dtype)
 
 
 def norms(rows: Tensor, weight: Tensor, bias: Tensor | None, eps: float, widths: Sequence[int]) -> Tensor:
