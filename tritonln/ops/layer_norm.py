@@ -76,9 +76,9 @@ def layer_norm(
         return _transformed(x, shape, weight, bias, eps)
     N, eps = check(x, shape, weight, bias, eps)
     if traced(x, weight, bias):
-        dtype = output_dtype(x.dtype, x.device.type)
         if knows_only_aten(x, weight, bias):
-            return layer_norm_aten.operator(x, shape, weight, bias, eps, dtype)
+            return layer_norm_aten.operator(x, shape, weight, bias, eps)
+        dtype = output_dtype(x.dtype, x.device.type)
         return layer_norm_op(x, N, weight, bias, eps, dtype, needs_grad(x, weight, bias))[0]
     device = kernels_on(x.device)
     if needs_grad(x, weight, bias):
@@ -89,11 +89,10 @@ def layer_norm(
 
 
 def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    dtype = output_dtype(x.dtype, x.device.type)
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
-        return layer_norm_aten.operator(x, shape, weight, bias, eps, dtype)  # what TorchScript knows
+        return layer_norm_aten.operator(x, shape, weight, bias, eps)  # what TorchScript knows
     N, eps = check(x, shape, weight, bias, eps)
-    return layer_norm_formula.forward(x, N, weight, bias, eps, dtype)
+    return layer_norm_formula.forward(x, N, weight, bias, eps, output_dtype(x.dtype, x.device.type))
 
 
 # ---- eager -------------------------------------------------------------------------------------

@@ -8,19 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.ops.contract import HALF, arithmetic
+from tritonln.ops.contract import HALF, arithmetic, output_dtype
 from tritonln.ops.layer_norm_formula import rows
 
 
-def operator(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype
-) -> Tensor:
+def operator(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """F.layer_norm, for graphs and tensors that know nothing else; a mixture of dtypes is computed in the widest."""
-    if any(p is not None and p.dtype != x.dtype for p in (weight, bias)):
-        wide = arithmetic(x.dtype)
-        x, weight, bias = x.to(wide), *(None if p is None else p.to(wide) for p in (weight, bias))
-    y = F.layer_norm(x, shape, weight, bias, eps)
-    return y if y.dtype == dtype else y.to(dtype)
+    if all(p is None or p.dtype == x.dtype for p in (weight, bias)):
+        return F.layer_norm(x, shape, weight, bias, eps)
+    wide = arithmetic(x.dtype)
+    weight, bias = (None if p is None else p.to(wide) for p in (weight, bias))
+    return F.layer_norm(x.to(wide), shape, weight, bias, eps).to(output_dtype(x.dtype, x.device.type))
 
 
 def forward(
