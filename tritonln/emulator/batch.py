@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tritonln.emulator.barrier import Barrier
-from tritonln.emulator.clocks import WarpClocks
+from tritonln.emulator.clocks import WHO, WarpClocks
 from tritonln.emulator.counters import Counters
 from tritonln.emulator.faults import Array, EmulationError, Fault
 from tritonln.emulator.flow import sources
@@ -49,7 +49,7 @@ class Batch:
         self.turn, self.stalls, self.changes = 0, 0, 0
         n, cluster = machine.warps_per_cta, machine.cluster
         teams = ctas // cluster
-        self.alive = np.full(ctas, n)  # warps of each CTA
+        self.left, self.alive = ctas * n, np.full(ctas, n)  # warps that have not ended, in all and of each CTA
         self.clocks = WarpClocks(teams, cluster * n, machine.exact)
         size = machine.shared_bytes
         self.shared = SharedMemory(ctas, size, machine.shared_granule, machine.check, self.clocks) if size else None
@@ -141,6 +141,7 @@ class Batch:
             raise EmulationError(self.report(g, pc, what, None))
 
     def finish(self, g: Group) -> None:
+        self.left -= g.size
         np.subtract.at(self.alive, g.ids.cta[:, 0] - self.first, 1)
         np.subtract.at(self.team_alive, g.ids.team[:, 0], 1)
         self.memory.changes += 1
@@ -152,6 +153,9 @@ class Batch:
     def barrier(self, g: Group, number: int, threads: int | None, waits: bool) -> int | None:
         """bar.sync and, where it does not wait, bar.arrive."""
         g.together("a barrier")
+        if threads is None and not self.machine.exact and g.size == self.left:
+            self.all_pass(g)
+            return None
         key = number, threads
         if key not in self.barriers:
             expected = self.alive if threads is None else threads // 32
@@ -159,6 +163,13 @@ class Batch:
         barrier, scope = self.barriers[key], g.ids.cta - self.first
         g.ids.ticket = barrier.arrive(g.ids, scope)
         return self.opening(g, barrier, scope, g.ids.ticket, waits)
+
+    def all_pass(self, g: Group) -> None:
+        """Every warp there is has come to the barrier."""
+        self.clocks.clock += np.uint32(1)
+        g.ids.code, g.ids.since = g.ids.code + np.uint32(WHO), g.ids.since + np.uint32(WHO)
+        if self.shared:
+            self.shared.all_passed()
 
     def cluster_arrive(self, g: Group) -> None:
         g.together("a barrier")
@@ -191,7 +202,7 @@ class Batch:
         barrier.hear(g.ids, scope)
         g.awaits = None
         whole = not self.machine.exact or barrier is self.cluster_barrier
-        if self.shared and whole and g.size == self.alive.sum():
+        if self.shared and whole and g.size == self.left:
             self.shared.all_passed()
 
     def release(self) -> None:
@@ -217,7 +228,7 @@ class Batch:
 
     def deadlock(self) -> None:
         g = self.parked[0]
-        waiting, alive = sum(p.size for p in self.parked), int(self.alive.sum())
+        waiting, alive = sum(p.size for p in self.parked), self.left
         what = f"deadlock: {waiting} warps of {alive} that have not ended wait at barriers that others never reach"
         raise EmulationError(self.report(g, g.pc - 1, what, np.ones((g.size, 32), bool)))
 

@@ -35,11 +35,14 @@ class Place:
     """What an access touches, in pieces of `total` bytes of all CTAs' memory.
 
     index: (warps, lanes), the lanes 1 where all have the same; where: those of the mask; rows: their warps.
+    low, high: bytes of a CTA's memory that all of it lies in.
     """
 
     total: int
     index: Array
     mask: Array | None
+    low: int = 0
+    high: int = 1 << RANK
     where: Array = dataclasses.field(init=False)
     rows: Array | None = dataclasses.field(init=False)
 
@@ -85,12 +88,14 @@ class SharedMemory:
             rank = address >> RANK
             base = np.where(rank == 0, base, by.team_base + (rank - 1) * self.padded)
             address = address & ((1 << RANK) - 1)
+        active = address if mask is None else address[mask]
+        low, high = int(active.min()), int(active.max()) + total
         if mask is not None:
-            address = np.where(mask, address, 0)
-        if int(address.max()) + total > self.size or some(address & (total - 1)):
+            address = np.where(mask, address, low)
+        if high > self.size or some(address & (total - 1)):
             wrong = (address + total > self.size) | (address & (total - 1) != 0)
             raise Fault(f"shared memory access outside its {self.size} bytes, or misaligned for {total}", wrong)
-        return Place(total, (address + base) // total, mask)
+        return Place(total, (address + base) // total, mask, low, high)
 
     def load(self, place: Place, each: int, by: Warps) -> Array:
         """(warps, lanes[, total // each])"""
@@ -149,7 +154,7 @@ class SharedMemory:
 
     def note_write(self, place: Place, by: Warps, same: Callable[[], Array] | None) -> None:
         """`same`: tells which threads write what is there already; None: it is not known."""
-        if self.reads:
+        if any(read.low < place.high and place.low < read.high for read, _, _ in self.reads):
             self._note_reads()
         code, since = place.of(by.code), place.of(by.since)
         shadow = self._shadow(self.written, place.total)

@@ -106,11 +106,18 @@ def _cvt(c: Compiler, ins: Instruction) -> Run:
     if to in ("bf16x2", "f16x2"):
         only(ins, "rn", "relu", to)
         high, low = (c.typed(o, "f", 32) for o in ins.operands[1:3])
-        narrow, slot = _narrow(to[:-2], "relu" in ins.op), slot_of(ins.operands[0])
+        slot, relu = slot_of(ins.operands[0]), "relu" in ins.op
+
+        def halves(a: Array, b: Array) -> Array:
+            if relu:
+                a, b = (np.where(x <= 0, np.float32(0), x) for x in (a, b))
+            if to == "bf16x2":
+                return floats.to_bf16x2(a, b)
+            a, b = (x.astype(np.float16).view(np.uint16) for x in (a, b))
+            return (a.astype(np.uint32) << np.uint32(16)) | b
 
         def pair(g: Group) -> None:
-            R = g.R
-            R[slot] = (narrow(high(R)).astype(np.uint32) << np.uint32(16)) | narrow(low(R))
+            g.R[slot] = halves(high(g.R), low(g.R))
 
         return pair
     if to == "tf32":
@@ -152,17 +159,6 @@ def _write(ins: Instruction, to: str) -> Callable[[Array], Array]:
     if kind in ("f", "bf"):
         return lambda x: x.view(out)
     return lambda x: x.astype(wide).view(out)
-
-
-def _narrow(to: str, relu: bool) -> Callable[[Array], Array]:
-    """fp32 -> the bits of a half."""
-
-    def function(x: Array) -> Array:
-        if relu:
-            x = np.where(x <= 0, np.float32(0), x)
-        return floats.to_bf16(x) if to == "bf16" else x.astype(np.float16).view(np.uint16)
-
-    return function
 
 
 def _converted(ins: Instruction, to: tuple[str, int], source: tuple[str, int]) -> Callable[[Array], Array]:
