@@ -145,3 +145,29 @@ def test_the_tensors_device_is_made_current(monkeypatch: pytest.MonkeyPatch) -> 
     Launch(None, (), device, num_warps=4)(1, (torch.zeros(8),), (), ())
     assert during == [1]
     assert current == [0]
+
+
+def test_tensors_of_2_gb_take_triton_s_own_dispatch_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel that is kept was compiled for smaller ones, with offsets of 32 bits; repeated launches too."""
+    taken: list[str] = []
+
+    class Driver:
+        get_current_device = staticmethod(lambda: 0)
+        get_current_stream = staticmethod(lambda device: 0)
+
+    def ordinary(self: Launch, *args: object) -> None:
+        taken.append("ordinary")
+
+    monkeypatch.setattr("tritonln.launch.active_driver", Driver)
+    monkeypatch.setattr("tritonln.launch._direct", lambda compiled: (lambda *args: taken.append("direct"), None, None))
+    monkeypatch.setattr(Launch, "ordinary", ordinary)
+    small, large = (torch.empty(n, dtype=torch.int8, device="meta") for n in (2**31 - 1, 2**31))
+    for target, expected in (("gfx942", "direct ordinary ordinary direct"), ("sm_90", "direct direct direct direct")):
+        launch = Launch(None, (), TARGETS[target], num_warps=4)
+        launch(1, (small, None), (None,), ())
+        taken.clear()
+        launch(1, (small, None), (None,), ())
+        launch(1, (large[:1], None), (None,), ())  # the whole storage counts, as for Triton
+        launch.repeated(1, (large, None))()
+        launch.repeated(1, (small, None))()
+        assert " ".join(taken) == expected

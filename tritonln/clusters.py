@@ -16,6 +16,7 @@ from tritonln.device import Device, interpreting, triton_version
 
 # Larger clusters than 16 exist on no GPU; 16 needs a launch attribute that Triton sets.
 LARGEST = 16
+CANNOT = 3  # what the trial's process exits with
 
 
 def largest_cluster(device: Device, wanted: int) -> int:
@@ -37,23 +38,30 @@ def _triton_clusters(arch: int) -> bool:
     if known is not None:
         with open(known) as file:
             return file.read() == "yes"
-    code = f"from tritonln.clusters import probe; probe({arch})"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
-    cache.put("yes" if answer else "no", "clusters.txt", binary=False)
+    trial = f"from tritonln.clusters import probe; probe({arch})"
+    code = subprocess.run([sys.executable, "-c", trial], capture_output=True).returncode
+    answer = code == 0
+    if answer or code == CANNOT or code < 0:  # else it is the probe that failed, which says nothing about Triton
+        cache.put("yes" if answer else "no", "clusters.txt", binary=False)
     return answer
 
 
 def probe(arch: int) -> None:
-    """Compiles the forward kernel with a row over two thread blocks; dies where Triton cannot."""
+    """Compiles the forward kernel with a row over two thread blocks; dies or exits with CANNOT where Triton cannot."""
     import torch
 
-    from tritonln.device import TARGETS
+    from tritonln.device import of_arch
     from tritonln.inspect import compile_launch
     from tritonln.kernels.layer_norm import layer_norm_fwd
     from tritonln.launch import Launch, Recorded
 
-    device = next(d for d in TARGETS.values() if d.arch == arch)
+    device = of_arch("cuda", arch)
     x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
     launch = Launch(layer_norm_fwd, (4096, 1, 4096), device, num_warps=4, num_ctas=2)
-    compiled = compile_launch(Recorded(launch, 1, (x, None, None, x, None, None, 1, 1e-5)), device)
-    assert "shared::cluster" in compiled.asm["ptx"]
+    call = Recorded(launch, 1, (x, None, None, x, None, None, 1, 1e-5))
+    try:
+        able = "shared::cluster" in compile_launch(call, device).asm["ptx"]
+    except RuntimeError:  # of Triton's compiler
+        able = False
+    if not able:
+        sys.exit(CANNOT)

@@ -36,6 +36,11 @@ class Device:
         """The architecture as compilers spell it: "sm_90", "gfx942"."""
         return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch)
 
+    @property
+    def most_warps(self) -> int:
+        """Of a program: no thread block has more than 1,024 threads."""
+        return 1024 // self.warp_size
+
 
 # Limits: CUDA programming guide, table "technical specifications per compute capability"; CDNA3 and
 # CDNA4 instruction set guides.  Bandwidth, multiprocessors, last-level cache and clock: the vendors'
@@ -62,6 +67,15 @@ TARGETS = {
 CUDA_TARGETS = [name for name, device in TARGETS.items() if device.backend == "cuda" and device.target == name]
 
 
+def of_arch(backend: str, arch: int | str) -> Device:
+    """A target of an architecture; where none is known, the newest older one of the vendor's, or else its oldest."""
+    ours = [d for d in TARGETS.values() if d.backend == backend] or [TARGETS["sm_80"]]
+    exact = [d for d in ours if d.arch == arch]
+    older = [d for d in ours if isinstance(arch, int) and isinstance(d.arch, int) and d.arch <= arch]
+    known = exact[0] if exact else max(older, key=lambda d: int(d.arch), default=ours[0])
+    return dataclasses.replace(known, backend=backend, arch=arch)
+
+
 @functools.cache
 def kernels_on(device: torch.device) -> Device | None:
     """What is known of a device whose tensors take the Triton kernels; None where they take ATen.
@@ -75,9 +89,9 @@ def kernels_on(device: torch.device) -> Device | None:
     from triton.runtime import driver
 
     target = driver.active.get_current_target()
-    of_arch = TARGETS.get(f"sm_{target.arch}" if target.backend == "cuda" else str(target.arch), TARGETS["sm_80"])
-    name = torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else of_arch.name
-    known = next((d for d in TARGETS.values() if d.name == name), of_arch)
+    known = of_arch(target.backend, target.arch)
+    name = torch.get_device_module(device).get_device_name(device) if device.type != "cpu" else known.name
+    known = next((d for d in TARGETS.values() if d.name == name), known)
     properties = driver.active.utils.get_device_properties(device.index or 0)
     return dataclasses.replace(
         known,

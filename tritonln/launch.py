@@ -22,7 +22,8 @@ class Launch:
     One object serves arguments of one kind only: the same dtypes, the same ones None, one device.
     Its first launch on aligned tensors with contiguous rows goes through Triton's own dispatch and
     keeps the compiled kernel; later ones of that kind go straight to the kernel's launcher with
-    plain addresses.  Everything else takes the ordinary way each time.
+    plain addresses.  Everything else takes the ordinary way each time, and on AMD so do tensors of
+    2 GB and more: Triton compiles those that are smaller with 32-bit offsets there.
     """
 
     __slots__ = ("constants", "device", "direct", "kernel", "options")
@@ -56,7 +57,8 @@ class Launch:
             address = 0 if tensor is None else tensor.data_ptr()
             addresses.append(address)
             bits |= address
-        regular = not bits & 15 and strides.count(None) == len(strides)  # 0 is a stride: expanded rows
+        # 0 is a stride: expanded rows.
+        regular = not bits & 15 and strides.count(None) == len(strides) and self.reaches(tensors)
         if regular and self.direct is not None and not hooked():
             run, function, metadata = self.direct
             stream = driver.get_current_stream(current)
@@ -75,7 +77,7 @@ class Launch:
         addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         current = driver.get_current_device() if driver is not None else None
         elsewhere = self.device.index is not None and self.device.index != current
-        if driver is None or elsewhere or any(address & 15 for address in addresses):
+        if driver is None or elsewhere or any(address & 15 for address in addresses) or not self.reaches(tensors):
             return lambda *scalars: self(programs, tensors, (), scalars)
         stream = driver.get_current_stream(current)
 
@@ -87,6 +89,12 @@ class Launch:
             run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *scalars, *self.constants)
 
         return launch
+
+    def reaches(self, tensors: Sequence[Tensor | None]) -> bool:
+        """Whether the kernel that is kept can address all of these."""
+        return self.device.backend != "hip" or all(
+            tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors
+        )
 
     def ordinary(
         self,

@@ -41,13 +41,13 @@ def forward(N: int, x_bytes: int, device: Device) -> Config:
     if ctas > 1:
         return Config(1, width, 8, ctas)
     if each == 64 and width == 32_768:
-        return Config(1, width, 32)
+        return Config(1, width, device.most_warps)
     return Config(1, 8192 if x_bytes < 8 else 4096, 8)
 
 
 def forward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config]:
     width = next_power_of_2(N)
-    for warps in WARPS:
+    for warps in _launchable(device):
         for each in VALUES:
             tile = warps * 32 * each
             if tile >= width:
@@ -109,7 +109,7 @@ def _fitting(tile_bytes: int, device: Device) -> int:
 
 def backward_candidates(N: int, x_bytes: int, device: Device) -> Iterator[Config]:
     width = next_power_of_2(N)
-    for warps in WARPS:
+    for warps in _launchable(device):
         whole = [(width, 1), _pieces(N, x_bytes, warps)] if aligned(N, x_bytes) else [(width, 1)]
         for columns, pieces in dict.fromkeys(whole):
             held = columns * -(-N // columns) / (warps * 32)  # values a thread of one row
@@ -152,6 +152,10 @@ def column_sum_candidates() -> Iterator[Config]:
         for tile in (2048, 4096, 8192):
             for warps in (4, 8):
                 yield Config(tile // width, width, warps)
+
+
+def _launchable(device: Device) -> Iterator[int]:
+    return (warps for warps in WARPS if warps <= device.most_warps)
 
 
 def _spread(device: Device, ctas: int) -> bool:

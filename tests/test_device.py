@@ -1,0 +1,67 @@
+"""What is taken for known of a device, and of what Triton can on it."""
+
+import itertools
+import subprocess
+import types
+
+import pytest
+import torch
+
+from tritonln import clusters
+from tritonln.device import TARGETS, of_arch
+from tritonln.ops.layer_norm_triton import BACKWARD, FORWARD
+from tritonln.tuning.config import Config
+from tritonln.tuning.tunable import Key
+
+NEAREST = {
+    **{("cuda", 90): "sm_90", ("cuda", 103): "sm_100", ("cuda", 87): "sm_86", ("cuda", 121): "sm_120"},
+    **{("cuda", 75): "sm_80", ("hip", "gfx942"): "gfx942", ("hip", "gfx1100"): "gfx942", ("xpu", "bmg"): "sm_80"},
+}
+
+
+@pytest.mark.parametrize(("backend", "arch"), list(NEAREST))
+def test_architectures_without_a_target_take_the_nearest_older_one(backend: str, arch: int | str) -> None:
+    found = of_arch(backend, arch)
+    assert found.name == TARGETS[NEAREST[backend, arch]].name
+    assert (found.backend, found.arch) == (backend, arch)
+
+
+@pytest.mark.parametrize("target", list(TARGETS))
+def test_no_program_has_more_threads_than_can_be_launched(target: str) -> None:
+    device = TARGETS[target]
+    for N, tunable in itertools.product((7, 64, 1000, 8192, 20_000, 32_768, 65_536, 131_072), (FORWARD, BACKWARD)):
+        key: Key = next(tunable.keys(N, torch.bfloat16))
+        configs: list[Config] = [tunable.choice(key, device), *tunable.candidates(key, device)]
+        assert max(c.num_warps for c in configs) * device.warp_size <= 1024
+
+
+@pytest.fixture
+def tried(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """How the trial of clusters ends, and what is kept of its answers."""
+    files: dict[str, str] = {}
+    trial = types.SimpleNamespace(code=0, count=0, files=files)
+
+    def run(*args: object, **options: object) -> types.SimpleNamespace:
+        trial.count += 1
+        return types.SimpleNamespace(returncode=trial.code)
+
+    cache = types.SimpleNamespace(get_file=lambda name: None, put=lambda text, name, binary: files.update({name: text}))
+    monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr("triton.runtime.cache.get_cache_manager", lambda key: cache)
+    monkeypatch.setattr(clusters, "interpreting", lambda: False)
+    monkeypatch.setattr(clusters, "triton_version", lambda: (3, 9))
+    clusters._triton_clusters.cache_clear()
+    yield trial
+    clusters._triton_clusters.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [(0, {"clusters.txt": "yes"}), (clusters.CANNOT, {"clusters.txt": "no"}), (-6, {"clusters.txt": "no"}), (1, {})],
+)
+def test_only_what_triton_answered_is_kept(tried: types.SimpleNamespace, code: int, kept: dict[str, str]) -> None:
+    """A trial that failed by itself says nothing of the next process's."""
+    tried.code = code
+    b300 = of_arch("cuda", 103)
+    assert clusters.largest_cluster(b300, 4) == (4 if code == 0 else 1)
+    assert tried.files == kept
