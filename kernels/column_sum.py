@@ -9,7 +9,7 @@ the same partial sums give the same bits on every run.  Each partial sum is read
 import triton
 import triton.language as tl
 
-from .row import row_stride
+from .row import row_stride, sum_rows
 
 
 @triton.jit
@@ -20,7 +20,7 @@ def column_total(partial_ptr, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N
     for start in tl.range(0, P, BLOCK_P):
         inside = (rows < P - start) & (cols < N)
         total += tl.load(partial_ptr + start * N + (rows * row_stride(None, N) + cols), mask=inside, other=0.0)
-    return tl.sum(total, axis=0)
+    return tl.reshape(sum_rows(total, 1), [BLOCK_N])
 
 
 @triton.jit(do_not_specialize=["P"])

@@ -25,14 +25,15 @@ def aligned(N: int, x_bytes: int) -> bool:
 def forward(N: int, x_bytes: int, device: Device) -> Config:
     width = next_power_of_2(N)
     # Values a thread.  Bytes in flight are the same for 32 and 64 (twice the registers, half the
-    # threads), and 64 spread the row sums over more values: 12.5 -> 10.7 instructions each on sm_90.
-    wide = x_bytes <= 2 and width >= 2048
+    # threads), and 64 spread the row sums over more values: 12.5 -> 10.7 instructions each on sm_90 at
+    # 4,096.  Up to 1,024 they are of several rows, which share what is loaded of weight and bias.
+    wide = x_bytes <= 2 and width >= 256
     each = ((64 if wide else 32) if aligned(N, x_bytes) else 16) // (1 if x_bytes < 8 else 2)
     warps = width // (32 * each)
     if width <= 1024:
-        # Up to 256 columns several rows lie side by side in a warp; up to 1,024 a warp holds a row:
-        # no barrier in either.  A tile of fewer than 64 columns would only be taller.
-        warps = 2 if width <= 256 else max(1, warps)
+        # A warp holds whole rows, and lays short ones side by side: no barrier.  A tile of fewer than
+        # 64 columns would only be taller.
+        warps = max(1, warps) if each == 64 or width > 256 else 2
         return Config(max(1, warps * 32 * each // max(64, width)), width, warps)
     if warps <= (8 if each == 64 else 16):
         return Config(1, width, warps)
