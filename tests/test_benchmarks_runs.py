@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.__main__ import main
-from benchmarks.acceptance import Step, perform, steps
+from benchmarks.acceptance import Step, perform, put_aside, steps
 from benchmarks.cases import Case, Shape
 from benchmarks.compare import changes, compare
 from benchmarks.offline import cell, child
@@ -137,14 +137,29 @@ def test_acceptance_goes_on_behind_what_fails_and_keeps_its_time(tmp_path: pathl
         Step("fails", 1, ("-c", "raise SystemExit(3)")),
         Step("crashes once", 1, ("-c", once), tries=2),
         Step("hangs", 1, ("-c", "import time; time.sleep(60)")),
+        Step("tunes", 1, ("-c", "import time; print('a table', flush=True); time.sleep(60)"), partial=True),
         Step("late", 1, ("-c", "print()")),
     ]
     start = time.monotonic()
-    done = perform(agenda, tmp_path, minutes=8 / 60)
-    assert time.monotonic() - start < 20
-    assert [d["status"] for d in done][:4] == ["ok", "failed with 3", "ok", "out of time"]
+    done = perform(agenda, tmp_path, minutes=10 / 60)
+    assert time.monotonic() - start < 25
+    assert [d["status"] for d in done][:5] == ["ok", "failed with 3", "ok", "out of time", "ended by its time"]
     assert (tmp_path / "1-passes.log").read_text() == "seen\n"
+    assert "KeyboardInterrupt" in (tmp_path / "4-hangs.log").read_text()  # it says where it was
+    assert (tmp_path / "5-tunes.log").read_text().startswith("a table\n")
     assert json.loads((tmp_path / "acceptance.json").read_text()) == done
+
+
+def test_acceptance_at_another_commit_measures_anew(tmp_path: pathlib.Path) -> None:
+    from benchmarks.results_file import commit, versions
+
+    path = tmp_path / "results.jsonl"
+    Results(path, HEADER)  # of commit 1
+    put_aside(path)
+    assert [p.name for p in tmp_path.iterdir()] == ["results-1.jsonl"]
+    Results(path, {**HEADER, "commit": commit(), "versions": versions()})
+    put_aside(path)
+    assert path.exists()  # a run that was cut off goes on
 
 
 def test_acceptance_does_what_was_promised_in_order(tmp_path: pathlib.Path) -> None:
