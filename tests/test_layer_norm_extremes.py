@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import tritonln
-from tests.problems import BF16, F16, F32, F64, rand
+from tests import recurrent
+from tests.problems import BF16, F16, F32, F64, expect, problem, rand
 from tritonln.device import interpreting
 from tritonln.emulator import emulated_gpu
 from tritonln.tuning import lookup
@@ -112,3 +113,16 @@ def test_the_lanes_of_a_row_agree(dtype: torch.dtype) -> None:
         for N in (3, 4, 5, 9, 17, 31, 33):
             tritonln.layer_norm(rand(300, N, dtype=dtype, device=torch.device("cpu")).requires_grad_(), N)
     assert [run.counters.notes for run in gpu.runs] == [{}] * 7
+
+
+@pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
+@pytest.mark.parametrize("seed", range(6))
+def test_the_tolerance_holds_wherever_approximations_fall(seed: int) -> None:
+    """rsqrt.approx, div.full and ex2.approx give anything within their documented errors."""
+    cpu = torch.device("cpu")
+    with emulated_gpu("sm_90", perturbed=True, seed=seed):
+        for n in (7, 100, 1000, 1024, 20_000):
+            x, w, b, dy = problem(5, n, F32, cpu)
+            expect(x, (n,), w, b, dy)
+        recurrent.expect("layer_norm_lstm", {**recurrent.lstm_problem(3, 5, 8, 24, F32, cpu)})
+        recurrent.expect("layer_norm_gru", recurrent.gru_problem(3, 5, 8, 24, F32, cpu))
