@@ -47,6 +47,13 @@ def test_wavefronts(stride: int, words: int, wavefronts: int) -> None:
     assert counters.memory() == {"shared_store": Traffic(1, wavefronts, words, 128 * words)}
 
 
+def test_wavefronts_of_some_lanes() -> None:
+    """Ten lanes, all at the last bank."""
+    text = "mov.u32 %r1, smem; mad.lo.u32 %r2, %t, 128, %r1; setp.lt.u32 %p0, %t, 10; @%p0 st.shared.b32 [%r2+124], %t;"
+    counters = launch(text, np.zeros(1, U32), shared=1280)
+    assert counters.memory() == {"shared_store": Traffic(1, 10, 1, 40)}
+
+
 def test_a_word_that_all_read_is_one_wavefront() -> None:
     counters = launch(
         "st.shared.b32 [smem], 1; bar.sync 0; ld.shared.b32 %r1, [smem];", np.zeros(1, U32), shared=16, threads=64

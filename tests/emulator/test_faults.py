@@ -151,12 +151,18 @@ def test_a_write_over_what_another_warp_has_only_read() -> None:
         shared(text.format(""))
 
 
-def test_a_write_over_what_several_warps_have_read() -> None:
+TOGETHER = "ld.shared.b32 %r4, [%r0];"
+APART = "setp.lt.u32 %p1, %t, 32; mov.u32 %r4, 0; @%p1 ld.shared.b32 %r4, [%r0]; @!%p1 ld.shared.b32 %r4, [%r0];"
+
+
+@pytest.mark.parametrize("writer", [0, 32])
+@pytest.mark.parametrize("reads", [TOGETHER, APART])
+def test_a_write_over_what_several_warps_have_read(reads: str, writer: int) -> None:
     """The writer is one of the readers."""
-    text = "st.shared.b32 [%r1], %t; bar.sync 0; ld.shared.b32 %r4, [%r0]; {} "
-    text += "setp.eq.u32 %p0, %t, 0; @%p0 st.shared.b32 [%r0], %r4;"
+    text = "st.shared.b32 [%r1], %t; bar.sync 0; " + reads
+    text += f" {{}} setp.eq.u32 %p0, %t, {writer}; @%p0 st.shared.b32 [%r0], %r4;"
     shared(text.format("bar.sync 0;"))
-    with pytest.raises(EmulationError, match="race: writes what another warp read.*CTA 0 thread 0, 1 threads"):
+    with pytest.raises(EmulationError, match=f"race: writes what another warp read.*CTA 0 thread {writer}, 1 threads"):
         shared(text.format(""))
 
 
@@ -247,3 +253,32 @@ def test_results_do_not_depend_on_what_runs_together() -> None:
     x = np.arange(2048, dtype=U32)
     found = [apply("mad.lo.u32 D, A, A, A;", U32, x[:1024], lanes=lanes) for lanes in (32, 256, 16384)]
     assert all((f == x[:1024] * x[:1024] + x[:1024]).all() for f in found)
+
+
+def test_addresses_and_guards_that_change_from_turn_to_turn() -> None:
+    """In turn i lanes from i on add 1 to word i of each, two turns to a row of shared memory."""
+    x = np.zeros((4, 32), U32)
+    launch(
+        """
+        mov.u32 %r0, smem;
+        mad.lo.u32 %r1, %t, 4, %r0;
+        mov.u32 %r2, 0;
+        st.shared.b32 [%r1], 0;
+        st.shared.b32 [%r1+128], 0;
+    $turn:
+        setp.ge.u32 %p0, %t, %r2;
+        and.b32 %r3, %r2, 1;
+        mad.lo.u32 %r4, %r3, 128, %r1;
+        @%p0 ld.shared.b32 %r5, [%r4];
+        add.u32 %r5, %r5, 1;
+        @%p0 st.shared.b32 [%r4], %r5;
+        mad.wide.u32 %d1, %r2, 128, %a0;
+        mad.wide.u32 %d1, %t, 4, %d1;
+        @%p0 st.global.b32 [%d1], %r5;
+        add.u32 %r2, %r2, 1;
+        setp.lt.u32 %p1, %r2, 4;
+        @%p1 bra $turn;
+        """,
+        x, shared=256,
+    )  # fmt: skip
+    assert x.tolist() == [[0 if lane < turn else 1 + turn // 2 for lane in range(32)] for turn in range(4)]

@@ -47,6 +47,10 @@ def test_ties_by_a_hair() -> None:
     a, c = np.full(3, 1 + 2.0**-12, F32), np.array([0.0, 2.0**-80, -(2.0**-80)], F32)
     even = 1 + 2.0**-11
     assert apply("fma.rn.f32 D, A, A, B;", F32, a, c).tolist() == [even, even + 2.0**-23, even]
+    # A product of 2^-150 - 2^-196 leaves a subnormal number just short of the middle of two others.
+    a, b = np.array([1 + 2.0**-23], F32) * F32(2.0**-75), np.array([1 - 2.0**-23], F32) * F32(2.0**-75)
+    odd = np.array([2.0**-127 + 2.0**-149], F32)
+    assert apply("fma.rn.f32 D, A, B, C;", F32, a, b, odd).tolist() == odd.tolist()
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("f16", F16), ("f32", F32), ("f64", F64)])
