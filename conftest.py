@@ -1,13 +1,14 @@
-"""Kernels are interpreted where no GPU is; set before anything imports Triton.  And the option --benchmark."""
+"""Kernels run on an emulated GPU where there is none, or interpreted if TRITON_INTERPRET=1.  The option --benchmark."""
 
 import os
 import pathlib
+import sys
 
 import pytest
 import torch
 
-if not torch.accelerator.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+if not torch.accelerator.is_available():  # settled before anything imports Triton
+    os.environ.setdefault("TRITON_INTERPRET", "1" if "--benchmark" in sys.argv else "0")
 
 pytest_plugins = ["tritonln.emulator.pytest"]
 
@@ -27,7 +28,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--benchmark-providers", help="default: all")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
+    if not torch.accelerator.is_available() and os.environ["TRITON_INTERPRET"] == "0":
+        config.option.emulate = config.option.emulate or "sm_90"
     config.addinivalue_line("markers", "benchmark: pytest-benchmark's own, known without that plugin too")
     if config.getoption("--benchmark") and not config.pluginmanager.hasplugin("benchmark"):
         raise pytest.UsageError("--benchmark: expected pytest-benchmark's plugin, which is not loaded")

@@ -1,4 +1,4 @@
-"""The suite on other versions than constraints.txt's: `nox -s next`, `nox -s lowest`."""
+"""The suite on other versions than constraints.txt's (`nox -s next`, `nox -s lowest`) and other GPUs (`emulated`)."""
 
 import nox
 
@@ -12,11 +12,18 @@ def install(session: nox.Session, torch: str, triton: str, *extra: str) -> None:
     session.install("--quiet", "--no-deps", f"triton=={triton}", *extra)
 
 
+def suite(session: nox.Session, marks: str, *options: str) -> None:
+    """As `make test`: a short part in Triton's interpreter, and on the emulated H100 what `marks` says."""
+    pytest = ("python", "-m", "pytest", "-n", "auto", "-q", *options, *session.posargs)
+    session.run(*pytest, "-m", "interpreted", env={"TRITON_INTERPRET": "1"})
+    session.run(*pytest, "-m", marks)
+
+
 @nox.session
 def next(session: nox.Session) -> None:
-    """The triton that torch 2.15 will pin: everything compiled, and a short part of what is interpreted."""
+    """The triton that torch 2.15 will pin."""
     install(session, "2.13.0", "3.9.0")
-    session.run("python", "-m", "pytest", "-n", "auto", "-q", "-m", "compiles or smoke", *session.posargs)
+    suite(session, "compiles or kernels")
 
 
 @nox.session
@@ -24,4 +31,12 @@ def lowest(session: nox.Session) -> None:
     """The oldest versions allowed.  Triton 3.6's interpreter needs numpy below 2.4."""
     install(session, "2.11.0", "3.6.0", "numpy<2.4")
     # Its interpreter uses what numpy has deprecated since.
-    session.run("python", "-m", "pytest", "-n", "auto", "-q", "-W", "default::DeprecationWarning", *session.posargs)
+    suite(session, "", "-W", "default::DeprecationWarning")
+
+
+@nox.session
+@nox.parametrize("target", ["sm_80", "sm_100", "sm_120"])
+def emulated(session: nox.Session, target: str) -> None:
+    """What runs kernels, on other GPUs than the emulated H100."""
+    install(session, "2.13.0", "3.7.1")
+    session.run("python", "-m", "pytest", "-n", "auto", "-q", "--emulate", target, "-m", "kernels", *session.posargs)

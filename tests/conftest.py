@@ -15,13 +15,19 @@ from tritonln.tuning.config import STEPS
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compiles: cross-compiles kernels for GPUs in a process of its own")
-    config.addinivalue_line("markers", "smoke: a short part of what runs interpreted, for other versions of Triton")
+    config.addinivalue_line("markers", "interpreted: runs in Triton's interpreter too, or only there")
+    config.addinivalue_line("markers", "kernels: runs kernels in this process; set for what asks for a device")
     torch.set_num_threads(1)  # the workers of xdist share the cores
     # Some images allow TF32 in all products, which is ten bits; child processes inherit this.
     os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
     torch.set_float32_matmul_precision("highest")
     # What is here of somebody's tuning is no part of a test; child processes inherit this.
     os.environ["TRITONLN_CACHE_DIR"] = tempfile.mkdtemp(prefix="tritonln-tests-")
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if "device" in getattr(item, "fixturenames", ()):
+        item.add_marker("kernels")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +40,7 @@ def poisoned() -> Iterator[None]:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the kernels run: the GPU, or the CPU, interpreted."""
+    """Where the kernels run: the GPU, or the CPU, on an emulated GPU or interpreted."""
     return torch.device(triton_device_type() or "cpu")
 
 

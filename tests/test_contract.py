@@ -191,12 +191,10 @@ def in_a_process(code: str, interpret: str = "0") -> str:
 
 def test_importing_loads_no_triton_and_asks_no_device() -> None:
     code = (
-        "import torch, sys, time; t = time.perf_counter(); import tritonln; s = time.perf_counter() - t;"
-        "print('triton' in sys.modules, torch.cuda.is_initialized(), s)"
+        "import torch, sys; import tritonln; heavy = [m for m in sys.modules if m.split('.')[0] == 'triton'];"
+        "print(heavy, torch.cuda.is_initialized(), 'tritonln.emulator' in sys.modules)"
     )
-    triton, initialized, seconds = in_a_process(code).split()
-    assert (triton, initialized) == ("False", "False")
-    assert float(seconds) < 0.5  # the figure is the benchmark's; this only catches a heavy import
+    assert in_a_process(code) == "[] False False"
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the CPU is not the device of last resort here")

@@ -1,4 +1,4 @@
-"""What only a GPU can show.  `make gpu-acceptance` runs these first."""
+"""What only a GPU can show, an emulated one too where it can.  `make gpu-acceptance` runs these first."""
 
 import pytest
 import torch
@@ -8,8 +8,9 @@ from tests.problems import BF16, expect, problem
 from tritonln.clusters import largest_cluster
 from tritonln.device import interpreting, kernels_on, triton_device_type
 
+HARDWARE = torch.accelerator.is_available()
 pytestmark = [
-    pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs a GPU"),
+    pytest.mark.skipif(interpreting(), reason="kernels are interpreted"),
     pytest.mark.filterwarnings("default"),  # of a torch or triton that this was not developed on
 ]
 
@@ -21,7 +22,7 @@ def poisoned() -> None:
 
 @pytest.fixture
 def gpu() -> torch.device:
-    return torch.device(triton_device_type() or "cuda", 0)
+    return torch.device(triton_device_type() or "cuda", 0 if HARDWARE else None)
 
 
 def test_kernels_are_compiled(gpu: torch.device) -> None:
@@ -41,7 +42,7 @@ def test_rows_over_clusters_against_the_oracle(gpu: torch.device, N: int) -> Non
     assert device is not None
     if largest_cluster(device, 2) == 1:
         pytest.skip(f"{device.name} with this Triton has no clusters")
-    for M in (1, 5, 1000):
+    for M in (1, 5, 1000) if HARDWARE else (1, 5):
         expect(*_arguments(M, N, BF16, gpu))
 
 
@@ -63,6 +64,7 @@ def test_the_same_bits_on_every_run_and_in_every_batch(gpu: torch.device) -> Non
     assert torch.equal(runs[0][1][100:200], runs[2][1])
 
 
+@pytest.mark.skipif(not HARDWARE, reason="an emulated GPU's tensors are the CPU's")
 def test_on_the_second_gpu_while_the_first_is_current(gpu: torch.device) -> None:
     if torch.accelerator.device_count() < 2:
         pytest.skip("needs a second GPU")
@@ -94,6 +96,7 @@ def test_in_a_captured_graph(gpu: torch.device) -> None:
         assert torch.equal(found, expected)
 
 
+@pytest.mark.skipif(not HARDWARE, reason="takes hours on an emulated GPU")
 def test_more_than_2_to_the_31_values(gpu: torch.device) -> None:
     """The last rows, whose offsets do not fit 32 bits, are those of a small call."""
     M, N = (1 << 21) + 24, 1024

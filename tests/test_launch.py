@@ -1,10 +1,8 @@
 """The launch path on a driver that does nothing: compiled for real, launched through Triton's own launcher."""
 
-import dataclasses
 import shutil
 import subprocess
 import sys
-import types
 
 import pytest
 import torch
@@ -119,32 +117,6 @@ print(able == (triton_version() >= (3, 9)))
 print(able == ("layer_norm_wide_fwd" not in ordinary))
 """
     assert on_the_stub(code) == ["True", "True"]
-
-
-def test_the_tensors_device_is_made_current(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A tensor on device 1 while device 0 is current."""
-    current, during = [0], []
-
-    class Driver:
-        get_current_device = staticmethod(lambda: current[0])
-
-    class Guard:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def __enter__(self) -> None:
-            current[0] = self.index
-
-        def __exit__(self, *error: object) -> None:
-            current[0] = 0
-
-    monkeypatch.setattr("tritonln.launch.active_driver", Driver)
-    monkeypatch.setattr(torch, "get_device_module", lambda kind: types.SimpleNamespace(device=Guard))
-    monkeypatch.setattr(Launch, "ordinary", lambda self, *args: during.append(current[0]))
-    device = dataclasses.replace(TARGETS["sm_90"], index=1)
-    Launch(None, (), device, num_warps=4)(1, (torch.zeros(8),), (), ())
-    assert during == [1]
-    assert current == [0]
 
 
 def test_tensors_of_2_gb_take_triton_s_own_dispatch_on_amd(monkeypatch: pytest.MonkeyPatch) -> None:

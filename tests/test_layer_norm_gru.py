@@ -27,7 +27,7 @@ def test_variants(joint: bool, bias: bool, reverse: bool, device: torch.device) 
     expect("layer_norm_gru", args, joint=joint, reverse=reverse, lengths=lengths)
 
 
-@pytest.mark.smoke
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("H", [1, 48, 64])
 def test_hidden_sizes(H: int, device: torch.device) -> None:

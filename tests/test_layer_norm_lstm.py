@@ -44,7 +44,7 @@ def test_projection(reverse: bool, device: torch.device) -> None:
     expect("layer_norm_lstm", lstm_problem(3, 2, 4, 7, F32, device, P=3), reverse=reverse, lengths=lengths)
 
 
-@pytest.mark.smoke
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("H", [1, 48, 64])
 def test_hidden_sizes(H: int, device: torch.device) -> None:

@@ -34,7 +34,7 @@ def results(f, x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:  # type: ignore
     return [y, *torch.autograd.grad(y, (x, w, b), torch.ones_like(y).cumsum(-1))]
 
 
-@pytest.mark.smoke
+@pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_gives_the_bits_of_eager(backend: str) -> None:
     compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend=backend)

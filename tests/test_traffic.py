@@ -6,7 +6,10 @@ import torch
 from benchmarks.traffic import counted, layer_norm_traffic
 from tritonln.device import interpreting
 
-pytestmark = pytest.mark.skipif(not interpreting(), reason="the interpreter counts")
+pytestmark = [
+    pytest.mark.interpreted,
+    pytest.mark.skipif(not interpreting(), reason="the interpreter counts"),
+]
 
 
 def test_short_rows() -> None:

@@ -32,6 +32,11 @@ class Device:
     index: int | None = None  # torch's number; None where a type has one device only
 
     @property
+    def played(self) -> bool:
+        """Whether the CPU plays it, interpreting or emulating: nothing can be timed."""
+        return self.type == "cpu" and self.backend != "cpu"
+
+    @property
     def target(self) -> str:
         """The architecture as compilers spell it: "sm_90", "gfx942"."""
         return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch)

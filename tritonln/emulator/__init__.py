@@ -29,8 +29,20 @@ Floating point is rounded as PTX says; where it allows an error (rsqrt.approx an
 or with ``perturbed=True`` one anywhere within that error, another for every ``seed``.
 """
 
-from tritonln.emulator.counters import Traffic
-from tritonln.emulator.driver import EmulatedGPU, Run, emulated_gpu
-from tritonln.emulator.machine import Counters, EmulationError
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tritonln.emulator.counters import Counters, Traffic
+    from tritonln.emulator.driver import EmulatedGPU, Run, emulated_gpu
+    from tritonln.emulator.faults import EmulationError
 
 __all__ = ["Counters", "EmulatedGPU", "EmulationError", "Run", "Traffic", "emulated_gpu"]
+
+
+def __getattr__(name: str) -> Any:
+    """Loads Triton when something is asked for: the pytest plugin is imported where nothing may be emulated."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from tritonln.emulator import driver
+
+    return getattr(driver, name)

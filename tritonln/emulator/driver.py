@@ -22,17 +22,23 @@ from triton.runtime.jit import JITFunction
 
 from tritonln.device import CUDA_TARGETS, TARGETS, interpreting
 from tritonln.emulator.addresses import Addresses, View
+from tritonln.emulator.counters import Counters, Traffic
+from tritonln.emulator.faults import EmulationError
 from tritonln.emulator.floats import Approximation
 from tritonln.emulator.graphs import Capture, Stream, played
-from tritonln.emulator.machine import Counters, EmulationError, Machine
+from tritonln.emulator.machine import Machine
 from tritonln.emulator.memory import GlobalMemory
 from tritonln.emulator.ptx import parse
 from tritonln.launch import forget_driver
+
+__all__ = ["Counters", "EmulatedGPU", "EmulationError", "Run", "Traffic", "emulated_gpu"]
 
 SCALARS = {
     **{"fp64": "<d", "fp32": "<f", "fp16": "<e", "i64": "<q", "u64": "<Q", "i32": "<i", "u32": "<I"},
     **{"i16": "<h", "u16": "<H", "i8": "<b", "u8": "<B", "i1": "<?", "u1": "<?"},
 }
+
+KEPT = 64  # kernels ready to be launched; each takes megabytes, and is made from its PTX in a fraction of a second
 
 # Triton keeps compiled kernels by the number of a device, so every emulated one has its own in the process.
 _numbers = itertools.count()
@@ -70,7 +76,7 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
         known = TARGETS[target]
         self.target, self.options = GPUTarget(known.backend, known.arch, known.warp_size), options
         self.approximate = Approximation(perturbed, seed)
-        self.machines: dict[str, Machine] = {}
+        self.machines: dict[str, Machine] = {}  # the last used at the end
         self.runs: list[Run] = []
         self.numbers = tuple(itertools.islice(_numbers, devices))
         self.current, self.stream = self.numbers[0], Stream()
@@ -203,13 +209,15 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
             raise EmulationError(f"{argument}: {unknown}") from None
 
     def machine(self, metadata: Any) -> Machine:
-        found = self.machines.get(metadata.hash)
+        found = self.machines.pop(metadata.hash, None)
         if found is None:
             path = get_cache_manager(metadata.hash).get_file(f"{metadata.name}.ptx")
             with open(path) as file:
                 kernel = parse(file.read())
             found = Machine(kernel, metadata.shared, approximate=self.approximate, **self.options)
-            self.machines[metadata.hash] = found
+        self.machines[metadata.hash] = found
+        if len(self.machines) > KEPT:
+            del self.machines[next(iter(self.machines))]
         return found
 
 

@@ -31,6 +31,7 @@ class Graph:
 
     def __init__(self, keep_graph: bool = False):
         self.recorded: list[Callable[[], None]] | None = None
+        self.memory: list[torch.Tensor] = []  # what was allocated in the capture; none of it is used twice
 
     def replay(self) -> None:
         if self.recorded is None:
@@ -39,7 +40,7 @@ class Graph:
             again()
 
     def reset(self) -> None:
-        self.recorded = None
+        self.recorded, self.memory = None, []
 
     def pool(self) -> tuple[int, int]:
         return (0, 0)
@@ -52,19 +53,26 @@ class Capture(TorchDispatchMode):
         super().__init__()
         self.stream = stream
         self.recorded: list[Callable[[], None]] = []
+        self.memory: list[torch.Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.data_dependent_output in func.tags or func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError(f"{func} reads a value on the host: operation not permitted when stream is capturing")
+        if func.namespace not in ("aten", "prims"):  # an operator of somebody's: what it consists of is recorded
+            with self:
+                return func.redispatch(ON_CPU, *args, **kwargs)
         returned = [r.alias_info for r in func._schema.returns]
         if func._schema.is_mutable:
             self.recorded.append(lambda: func(*args, **kwargs))
             return changed(func._schema, returned, args, kwargs)
         result = func(*args, **kwargs)
-        if any(alias is not None for alias in returned) or func.overloadpacket.__name__.startswith(EMPTY):
+        if any(alias is not None for alias in returned):
             return result
         into = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+        self.memory += into
+        if func.overloadpacket.__name__.startswith(EMPTY):
+            return result
 
         def again() -> None:
             values = [t for t in tree_leaves(func(*args, **kwargs)) if isinstance(t, torch.Tensor)]
@@ -78,6 +86,7 @@ class Capture(TorchDispatchMode):
         return result
 
 
+ON_CPU = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
 EMPTY = ("empty", "new_empty")  # these compute nothing
 
 
@@ -106,7 +115,7 @@ def played(gpu: Any) -> Iterator[None]:
                 yield
             finally:
                 capture, gpu.capture = gpu.capture, None
-        cuda_graph.recorded = capture.recorded
+        cuda_graph.recorded, cuda_graph.memory = capture.recorded, capture.memory
 
     @contextlib.contextmanager
     def use(stream: Stream) -> Iterator[Stream]:

@@ -147,11 +147,11 @@ def _device(target: str | None, offline: bool, clock: Clock | None) -> tuple[Dev
         return TARGETS[target], torch.device("meta")
     kind = triton_device_type()
     where = torch.device("cpu" if kind is None else kind)
-    if kind is None and clock is None:
-        raise RuntimeError("tuning measures on a GPU and none is here: pass offline=True and a target such as 'sm_90'")
     if where.type == "cuda":
         where = torch.device("cuda", torch.cuda.current_device())
     device = kernels_on(where)
+    if clock is None and (kind is None or device is None or device.played):
+        raise RuntimeError("tuning measures on a GPU and none is here: pass offline=True and a target such as 'sm_90'")
     if device is None:
         raise RuntimeError(f"tuning runs kernels, and tensors of device type '{where.type}' take ATen here")
     return device, where

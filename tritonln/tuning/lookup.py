@@ -118,7 +118,7 @@ def look_again() -> None:
 def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
     """The configuration of a key on a device."""
     name = _policy.name
-    if name != "lookup" and (where := _deferred()):
+    if name != "lookup" and (where := _deferred(device)):
         if name == "search":
             warn_once(f"tritonln does not tune in {where}: what is known of a kernel is used there")
         name = "lookup"
@@ -171,10 +171,10 @@ def _looked_up(tunable: Tunable, key: Key, device: Device) -> Entry:
 _entries = functools.cache(read)
 
 
-def _deferred() -> str | None:
+def _deferred(device: Device) -> str | None:
     """Where nothing may be measured: what is being done there, in words."""
-    if _policy.name == "search" and _policy.clock is None and interpreting():
-        return "Triton's interpreter"
+    if _policy.name == "search" and _policy.clock is None and device.played:
+        return "Triton's interpreter" if interpreting() else "an emulation"
     if torch.compiler.is_compiling():
         return "traced code"
     if torch._C._current_graph_task_id() != -1:

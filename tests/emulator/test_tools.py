@@ -1,5 +1,6 @@
 """What strangers run their programs and tests with."""
 
+import os
 import pathlib
 import subprocess
 import sys
@@ -35,8 +36,6 @@ def test_past_the_end():
 
 
 def python(*arguments: str, folder: pathlib.Path) -> subprocess.CompletedProcess[str]:
-    import os
-
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("TRITON_INTERPRET", "PYTEST"))}
     environment["PYTHONPATH"] = os.pathsep.join([str(folder), *sys.path])
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=folder, env=environment)
@@ -82,8 +81,3 @@ def test_run(stranger: pathlib.Path) -> None:
     assert module.stdout == script.stdout, module.stderr
     nothing = python("-m", "tritonln", "run", folder=stranger)
     assert "expected a script" in nothing.stderr
-
-
-def test_importing_tritonln_loads_no_emulator(tmp_path: pathlib.Path) -> None:
-    code = "import sys, tritonln; print([m for m in sys.modules if m.startswith('tritonln.emulator')])"
-    assert python("-c", code, folder=tmp_path).stdout == "[]\n"
