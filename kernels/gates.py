@@ -7,7 +7,7 @@ all the tiles of a tuple, that is, over rows of len(tiles) H values.
 import triton
 import triton.language as tl
 
-from .row import load_upcast, row_correction, row_mean, row_rstd, row_sum2
+from .row import load_upcast, row_correction, row_mean, row_rstd, row_square, row_sum2
 
 
 @triton.jit
@@ -66,10 +66,11 @@ def standardize(tiles, in_row, H, eps):
     N: tl.constexpr = len(tiles) * H
     # A quarter of each value, so that no sum of four overflows.
     mean = row_mean(total(multiply(tiles, (0.25,) * len(tiles))), 0.25 * N)
-    deviations = ()
+    deviations, squared = (), ()
     for k in tl.static_range(len(tiles)):
         deviations = deviations + (tl.where(in_row, tiles[k] - mean, 0.0),)
-    rest, squares = row_sum2(total(deviations), total(multiply(deviations, deviations)))
+        squared = squared + (row_square(deviations[k], mean, H),)
+    rest, squares = row_sum2(total(deviations), total(squared))
     shift, var = row_correction(rest, squares, N)
     rstd = row_rstd(var, eps)
     x_hat = ()

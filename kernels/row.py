@@ -69,15 +69,24 @@ def row_sum2(a, b, PIECES: tl.constexpr = 1):
     a, b = sum_pieces(a, PIECES), sum_pieces(b, PIECES)
     M: tl.constexpr = a.shape[0]
     N: tl.constexpr = a.shape[1]
-    if N <= 32:
-        # One value a lane: were a product contracted into the first exchange, each lane would add its own unrounded
-        # and get other last bits than its neighbour.  The addition of 0 rounds it.
-        a, b = a + 0.0, b + 0.0
     # Through one dimension, which costs nothing compiled: the interpreter then adds along contiguous
     # memory, pairwise, and not one number after the other.
     stacked = tl.reshape(tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [2 * M * N]), [2 * M, N])
     sum_a, sum_b = tl.split(tl.reshape(tl.sum(stacked, axis=1), [M, 2]))
     return to_pieces(sum_a, PIECES), to_pieces(sum_b, PIECES)
+
+
+@triton.jit
+def row_square(deviation, mean, N):
+    """deviation^2, rounded before lanes exchange it where rows are so short that each may hold one value of one.
+
+    Contracted into the first exchange, each lane's own square would not be, and the lanes of a row would not agree
+    on the last bit of its sum.  The 0 that is added is one that no compiler knows.
+    """
+    square = deviation * deviation
+    if N < 64:
+        square += mean - mean
+    return square
 
 
 @triton.jit
@@ -98,7 +107,7 @@ def row_deviations(x, inside, N):
     """
     mean = row_mean(x, N)
     deviation = tl.where(inside, x - mean, 0.0)
-    total, squares = row_sum2(deviation, deviation * deviation)
+    total, squares = row_sum2(deviation, row_square(deviation, mean, N))
     shift, var = row_correction(total, squares, N)
     return mean + shift, var, deviation, shift
 
