@@ -30,7 +30,7 @@ from benchmarks.libraries import eager, libraries  # noqa: E402
 from benchmarks.providers import Norm  # noqa: E402
 from tritonln.device import kernels_on  # noqa: E402
 from tritonln.dtypes import DTYPES  # noqa: E402
-from tritonln.ops.layer_norm_triton import forward_plan  # noqa: E402
+from tritonln.ops.layer_norm import LAYER_NORM  # noqa: E402
 
 
 def microseconds(f: Callable[[], object], n: int) -> float:
@@ -105,8 +105,8 @@ def lookup(N: int, parameters: torch.dtype) -> float:
     """Of a key that the process knows: what every call but the first pays for the tuner."""
     device = kernels_on(torch.device("cpu"))
     assert device is not None
-    key = (N, torch.bfloat16, torch.bfloat16, parameters, parameters, True, device)
-    return statistics.median(microseconds(lambda: forward_plan(*key), 10_000) for _ in range(5))
+    key = (N, (torch.bfloat16,), (parameters, parameters), torch.bfloat16, True, device)
+    return statistics.median(microseconds(lambda: LAYER_NORM.forward_plan(*key), 10_000) for _ in range(5))
 
 
 if __name__ == "__main__":

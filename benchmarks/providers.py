@@ -84,17 +84,20 @@ class Tritonln(Provider):
 
     def configuration(self, case: Case) -> dict[str, Any] | None:
         from tritonln.device import kernels_on, triton_device_type
-        from tritonln.ops.layer_norm_triton import backward_plan, forward_plan
+        from tritonln.ops.layer_norm import LAYER_NORM
 
         device = kernels_on(torch.device(triton_device_type() or "cpu"))
         if device is None or case.shape.operator != "layer_norm":
             return None
         N, dtype, plans = case.shape.N, case.torch_dtype, []
         if case.direction != "backward":
-            plans.append(forward_plan(N, dtype, dtype, dtype, dtype, case.direction != "no_grad", device))
+            plans.append(LAYER_NORM.forward_plan(N, (dtype,), (dtype,) * 2, dtype, case.direction != "no_grad", device))
         if case.gradients:
-            plans.append(backward_plan(N, dtype, dtype, dtype, dtype, (True, True, True), device)[0])
-        return {p.launch.kernel.__name__: {"constants": p.launch.constants, **p.launch.options} for p in plans}
+            plans.append(LAYER_NORM.backward_plan(N, dtype, (dtype,), (dtype,) * 2, (True,) * 3, device).several)
+        return {
+            p.launch.name: {"constants": [c for c in p.launch.constants if isinstance(c, int)], **p.launch.options}
+            for p in plans
+        }
 
 
 @register

@@ -133,8 +133,9 @@ def counted() -> Iterator[list[Kernel]]:
 
     def counting_launch(self: Any, *args: Any, **options: Any) -> None:
         named = {**dict(zip(self.arg_names, args)), **options}
-        buffers = [_buffer(name.removesuffix("_ptr"), t) for name, t in named.items() if isinstance(t, Tensor)]
-        kernels.append(Kernel(self.fn.__name__, buffers))
+        tensors = [(name.removesuffix("_ptr"), t) for name, value in named.items() for t in tree_leaves(value)]
+        buffers = [_buffer(name, t) for name, t in tensors if isinstance(t, Tensor)]
+        kernels.append(Kernel(named.get("NAME", self.fn.__name__), buffers))
         launch(self, *args, **options)
 
     with (

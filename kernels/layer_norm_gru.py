@@ -63,9 +63,9 @@ def advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H
         n_hat, mean_n, rstd_n = standardize((p[2],), in_row, H, eps)
         p_hat = rz_hat + n_hat
         if stats_n_ptr is not None:
-            store_stats(stats_n_ptr + t * B * 2, row0, tile_rows, mean_n, rstd_n, B)
+            store_stats(stats_n_ptr + t * B * 2, row0, tile_rows, (mean_n, rstd_n), B)
     if stats_rz_ptr is not None:
-        store_stats(stats_rz_ptr + t * B * 2, row0, tile_rows, mean, rstd, B)
+        store_stats(stats_rz_ptr + t * B * 2, row0, tile_rows, (mean, rstd), B)
     r, z, n, m = cell(p_hat, x, w_hh, b_n)
     return n + z * (h - n)
 
@@ -78,10 +78,10 @@ def retreat(p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in
     Returns (dgates, dm, dp, dh): of (r, z, n) before their activations, of m, of p, and the part of the gradient
     of the h before that does not go through p: all of it in rows that do not run, where all else is zero.
     """
-    mean, rstd = load_stats(stats_rz_ptr, t * B, rows, B)
+    mean, rstd = load_stats(stats_rz_ptr, t * B, rows, rows < B, True)
     mean_n, rstd_n = mean, rstd
     if not JOINT:
-        mean_n, rstd_n = load_stats(stats_n_ptr, t * B, rows, B)
+        mean_n, rstd_n = load_stats(stats_n_ptr, t * B, rows, rows < B, True)
     p_hat = where(in_row, standardized((p[0], p[1]), mean, rstd) + standardized((p[2],), mean_n, rstd_n))
     r, z, n, m = cell(p_hat, x, w_hh, b_n)
 

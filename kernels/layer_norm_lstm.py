@@ -68,7 +68,7 @@ def advance(p, x, c, w_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, CARR
         p_hat, mean, rstd = standardize(p, in_row, H, eps)
         gates = multiply(p_hat, w_hh)
         if stats_ptr is not None:
-            store_stats(stats_ptr + t * B * 2, row0, tl.arange(0, p[0].shape[0])[:, None], mean, rstd, B)
+            store_stats(stats_ptr + t * B * 2, row0, tl.arange(0, p[0].shape[0])[:, None], (mean, rstd), B)
     raw, i, f, g, o = cell(add(gates, x), c)
     n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
     if CARRY:
@@ -86,7 +86,7 @@ def retreat(p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B
     """
     gates, p_hat, rstd = p, p, p[0]
     if len(w_hh) > 0:
-        mean, rstd = load_stats(stats_ptr, t * B, rows, B)
+        mean, rstd = load_stats(stats_ptr, t * B, rows, rows < B, True)
         p_hat = where(in_row, standardized(p, mean, rstd))
         gates = multiply(p_hat, w_hh)
     raw, i, f, g, o = cell(add(gates, x), c)

@@ -114,14 +114,14 @@ def row_deviations(x, inside, N):
 
 @triton.jit
 def row_moments(x, inside, N):
-    """Mean of every row, and the sum of the squared deviations from it, two-pass in registers."""
+    """Mean and (biased) variance of every row, two-pass in registers."""
     mean, var, deviation, shift = row_deviations(x, inside, N)
-    return mean, var * N
+    return mean, var
 
 
 @triton.jit
-def merge_moments(mean_a, squares_a, count_a, mean_b, squares_b, count_b):
-    """Those of the union of two sets from those of each (Chan et al. 1983, equation 2.1).
+def merge_squares(mean_a, squares_a, count_a, mean_b, squares_b, count_b):
+    """Mean and sum of squared deviations of the union of two sets from those of each (Chan et al. 1983, equation 2.1).
 
     Squares only grow, so that they are infinite where those of one tile are, and never the difference of two
     infinite numbers.
@@ -130,6 +130,13 @@ def merge_moments(mean_a, squares_a, count_a, mean_b, squares_b, count_b):
     half = 0.5 * mean_b - 0.5 * mean_a  # of the difference, which may overflow
     squares = squares_a + squares_b + 4.0 * (half * half) * share_b * count_a
     return mean_a + 2.0 * half * share_b, squares
+
+
+@triton.jit
+def merge_moments(mean_a, var_a, count_a, mean_b, var_b, count_b):
+    """Mean and variance of the union of two sets from those of each."""
+    mean, squares = merge_squares(mean_a, var_a * count_a, count_a, mean_b, var_b * count_b, count_b)
+    return mean, squares / (count_a + count_b)
 
 
 @triton.jit
@@ -160,28 +167,94 @@ def row_standardize_bwd(dx_hat, x_hat, rstd, N, PIECES: tl.constexpr = 1):
 
 
 @triton.jit
-def row_stride(stride, N):
-    """The distance between rows: `stride`, or N where it is None because rows are contiguous.
-
-    64 bits wide, unless the rows of a tile are few enough values apart to be counted in 32.
-    """
-    if stride is not None:
-        return tl.cast(stride, tl.int64)
-    elif N < 2**23:
-        return N
+def row_starts(rows, N):
+    """Where contiguous rows begin: in 32 bits, unless the rows of a tile are too many values for that."""
+    if N < 2**23:
+        return rows * N
     else:
-        return tl.cast(N, tl.int64)
+        return rows.to(tl.int64) * N
 
 
 @triton.jit
-def store_stats(stats_ptr, row0, rows, mean, rstd, M):
-    """(mean, rstd) side by side, so that one store and one layout change write both."""
-    pair = tl.join(tl.reshape(mean, [mean.shape[0]]), tl.reshape(rstd, [rstd.shape[0]]))
-    tl.store(stats_ptr + row0 * 2 + (rows * 2 + tl.arange(0, 2)[None, :]), pair, mask=rows < M - row0)
+def normalize(x, in_row, N, eps, CENTRED: tl.constexpr):
+    """x_hat and the statistics that make it, (mean, rstd), or (rstd,) of rows that are not centred."""
+    if CENTRED:
+        x_hat, mean, rstd = row_standardize(x, in_row, N, eps)
+        return x_hat, (mean, rstd)
+    else:
+        rstd = row_rstd(row_sum(x * x) * (1 / N), eps)
+        return x * rstd, (rstd,)
 
 
 @triton.jit
-def load_stats(stats_ptr, row0, rows, M):
-    """(mean, rstd) of rows that follow row0, which has M of them after it; zero past them."""
-    mean = tl.load(stats_ptr + (row0 + rows) * 2, mask=rows < M, other=0.0)
-    return mean, tl.load(stats_ptr + (row0 + rows) * 2 + 1, mask=rows < M, other=0.0)
+def normalized(x, stats, in_row):
+    """x_hat from statistics that are known, zero outside the row."""
+    if len(stats) == 2:
+        return tl.where(in_row, (x - stats[0]) * stats[1], 0.0)
+    else:
+        return x * stats[0]
+
+
+@triton.jit
+def normalize_bwd(dx_hat, x_hat, stats, N, PIECES: tl.constexpr = 1):
+    """dx, the gradient of normalize."""
+    if len(stats) == 2:
+        return row_standardize_bwd(dx_hat, x_hat, stats[1], N, PIECES)
+    else:
+        dot = to_pieces(tl.reshape(row_sum(sum_pieces(dx_hat * x_hat, PIECES)), [x_hat.shape[0] // PIECES]), PIECES)
+        return dx_hat * stats[0] - x_hat * (dot * (1 / N) * stats[0])
+
+
+@triton.jit
+def store_stats(stats_ptr, row0, rows, stats, M):
+    """Those of a row side by side, so that one store and one layout change write both."""
+    if len(stats) == 2 and stats[0].shape[0] == 1:
+        first = tl.arange(0, 2)[None, :] == 0
+        tl.store(stats_ptr + row0 * 2 + tl.arange(0, 2)[None, :], tl.where(first, stats[0], stats[1]))
+    elif len(stats) == 2:
+        flat: tl.constexpr = [stats[0].shape[0]]
+        pair = tl.join(tl.reshape(stats[0], flat), tl.reshape(stats[1], flat))
+        tl.store(stats_ptr + row0 * 2 + (rows * 2 + tl.arange(0, 2)[None, :]), pair, mask=rows < M - row0)
+    else:
+        tl.store(stats_ptr + row0 + rows, stats[0], mask=rows < M - row0)
+
+
+@triton.jit
+def load_stats(stats_ptr, row0, rows, in_rows, CENTRED: tl.constexpr):
+    """Those of the rows row0 + rows, zero where these are not `in_rows`."""
+    if CENTRED:
+        mean = tl.load(stats_ptr + row0 * 2 + rows * 2, mask=in_rows, other=0.0)
+        return mean, tl.load(stats_ptr + row0 * 2 + rows * 2 + 1, mask=in_rows, other=0.0)
+    else:
+        return (tl.load(stats_ptr + row0 + rows, mask=in_rows, other=0.0),)
+
+
+@triton.jit
+def chunk_moments(x, inside, COUNT: tl.constexpr, CENTRED: tl.constexpr):
+    """Of a chunk of COUNT values of every row: the mean, and the sum of squared deviations from it; or, of rows that
+    are not centred, the sum of squares.
+    """
+    if CENTRED:
+        mean, var = row_moments(x, inside, COUNT)
+        return mean, var * COUNT
+    else:
+        return (row_sum(x * x),)
+
+
+@triton.jit
+def merge_chunks(a, count_a, b, count_b):
+    """chunk_moments of the union of two chunks."""
+    if len(a) == 2:
+        mean, squares = merge_squares(a[0], a[1], count_a, b[0], b[1], count_b)
+        return mean, squares
+    else:
+        return (a[0] + b[0],)
+
+
+@triton.jit
+def stats_of_chunks(moments, N: tl.constexpr, eps):
+    """The statistics of rows from chunk_moments of the whole of them."""
+    if len(moments) == 2:
+        return moments[0], row_rstd(moments[1] * (1 / N), eps)
+    else:
+        return (row_rstd(moments[0] * (1 / N), eps),)

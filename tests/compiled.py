@@ -72,7 +72,7 @@ def main(kind: str, target: str, sizes: str) -> None:
             with recorded() as calls:
                 run(kind, H, dtype, target)
             for call in calls:
-                name = call.launch.kernel.__name__
+                name = call.launch.name
                 if "step" in name or "persistent" in name:
                     code = read(compile_launch(call, device), device)
                     assert code.resident, f"{name} {H} {dtype} asks for more than a multiprocessor of {target} has"

@@ -69,7 +69,7 @@ def at_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     carry_out = Launch.__call__
 
     def noting(launch: Launch, *arguments: Any) -> None:
-        launched.add(launch.kernel.fn.__name__)
+        launched.add(launch.name)
         carry_out(launch, *arguments)
 
     monkeypatch.setattr(Launch, "__call__", noting)

@@ -9,7 +9,7 @@ import torch
 
 from tritonln import clusters
 from tritonln.device import TARGETS, of_arch
-from tritonln.ops.layer_norm_triton import BACKWARD, FORWARD
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.tuning.config import Config
 from tritonln.tuning.tunable import Key
 
@@ -29,7 +29,9 @@ def test_architectures_without_a_target_take_the_nearest_older_one(backend: str,
 @pytest.mark.parametrize("target", list(TARGETS))
 def test_no_program_has_more_threads_than_can_be_launched(target: str) -> None:
     device = TARGETS[target]
-    for N, tunable in itertools.product((7, 64, 1000, 8192, 20_000, 32_768, 65_536, 131_072), (FORWARD, BACKWARD)):
+    for N, tunable in itertools.product(
+        (7, 64, 1000, 8192, 20_000, 32_768, 65_536, 131_072), (LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable)
+    ):
         key: Key = next(tunable.keys(N, torch.bfloat16))
         configs: list[Config] = [tunable.choice(key, device), *tunable.candidates(key, device)]
         assert max(c.num_warps for c in configs) * device.warp_size <= 1024

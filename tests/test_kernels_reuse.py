@@ -28,13 +28,13 @@ def two_halves(x_ptr, out_ptr, N, BLOCK_N: tl.constexpr):
     half = N // 2
     first = tl.load(x_ptr + cols, mask=cols < half, other=0.0)
     second = tl.load(x_ptr + half + cols, mask=cols < N - half, other=0.0)
-    mean_a, squares_a = row_moments(first, cols < half, half)
-    mean_b, squares_b = row_moments(second, cols < N - half, N - half)
-    mean, squares_of_all = merge_moments(mean_a, squares_a, half, mean_b, squares_b, N - half)
+    mean_a, var_a = row_moments(first, cols < half, half)
+    mean_b, var_b = row_moments(second, cols < N - half, N - half)
+    mean, var = merge_moments(mean_a, var_a, half, mean_b, var_b, N - half)
     total, squares = row_sum2(first, second * second)
     one = tl.zeros([1, 1], tl.int32)
     tl.store(out_ptr + one, mean)
-    tl.store(out_ptr + 1 + one, squares_of_all / N)
+    tl.store(out_ptr + 1 + one, var)
     tl.store(out_ptr + 2 + one, total)
     tl.store(out_ptr + 3 + one, squares)
 

@@ -23,7 +23,7 @@ from tritonln.launch import Launch
 ordinary = []
 real = Launch.ordinary
 def noting(self, *args):
-    ordinary.append(self.kernel.fn.__name__)
+    ordinary.append(self.name)
     return real(self, *args)
 Launch.ordinary = noting
 def run(x, w, b):
@@ -136,10 +136,10 @@ def test_tensors_of_2_gb_take_triton_s_own_dispatch_on_amd(monkeypatch: pytest.M
     small, large = (torch.empty(n, dtype=torch.int8, device="meta") for n in (2**31 - 1, 2**31))
     for target, expected in (("gfx942", "direct ordinary ordinary direct"), ("sm_90", "direct direct direct direct")):
         launch = Launch(None, (), TARGETS[target], num_warps=4)
-        launch(1, (small, None), (None,), ())
+        launch(1, ((small,), ()), None)
         taken.clear()
-        launch(1, (small, None), (None,), ())
-        launch(1, (large[:1], None), (None,), ())  # the whole storage counts, as for Triton
-        launch.repeated(1, (large, None))()
-        launch.repeated(1, (small, None))()
+        launch(1, ((small,), ()), None)
+        launch(1, ((large[:1],), ()), None)  # the whole storage counts, as for Triton
+        launch.repeated(1, large, None)()
+        launch.repeated(1, small, None)()
         assert " ".join(taken) == expected

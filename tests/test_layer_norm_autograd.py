@@ -119,10 +119,10 @@ def test_a_row_does_not_depend_on_the_batch(N: int, device: torch.device) -> Non
 
 def test_programs_follow_the_device_and_not_the_batch() -> None:
     from tritonln.device import TARGETS
-    from tritonln.ops.layer_norm_triton import backward_plan, forward_plan
+    from tritonln.ops.layer_norm import LAYER_NORM
 
-    forward = forward_plan(1024, BF16, BF16, F32, F32, True, TARGETS["sm_90"])
-    backward, *_ = backward_plan(1024, BF16, BF16, F32, F32, (True, True, True), TARGETS["sm_90"])
+    forward = LAYER_NORM.forward_plan(1024, (BF16,), (F32, F32), BF16, True, TARGETS["sm_90"])
+    backward = LAYER_NORM.backward_plan(1024, BF16, (BF16,), (F32, F32), (True, True, True), TARGETS["sm_90"]).several
     assert forward.count(10**6) * forward.rows_per_program == 10**6
     assert backward.count(10**6) == 132
     assert backward.count(1) == 1
@@ -139,7 +139,7 @@ def test_launches(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device)
     real = Launch.__call__
 
     def counting(self: Launch, *args: object) -> None:
-        launched.append(self.kernel.__name__)
+        launched.append(self.name)
         real(self, *args)
 
     monkeypatch.setattr(Launch, "__call__", counting)

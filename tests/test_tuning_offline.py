@@ -9,9 +9,12 @@ from typing import Any
 import pytest
 
 from tritonln.device import TARGETS
-from tritonln.ops.layer_norm_triton import TUNABLES
+from tritonln.ops.column_sums import SUMS
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.tuning.table import SHIPPED, entry_from, header, path_of
 from tritonln.tuning.tunable import Key, Tunable
+
+TUNABLES = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable, SUMS
 
 TABLES = [(tunable, target) for target in ("sm_80", "sm_90", "H200", "sm_100", "gfx942") for tunable in TUNABLES]
 

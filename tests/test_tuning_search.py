@@ -18,12 +18,14 @@ from tests.tuning import ROWS, clock, key_of, never, other_than_choice
 from tritonln import tuning
 from tritonln.device import Device, interpreting
 from tritonln.launch import Launch, Plan
-from tritonln.ops.layer_norm_triton import BACKWARD, FORWARD, SUMS
+from tritonln.ops.column_sums import SUMS
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.tuning import lookup, search
-from tritonln.tuning.ahead import registered
 from tritonln.tuning.config import STEPS, Config
 from tritonln.tuning.lookup import known
-from tritonln.tuning.tunable import Key, Tunable
+from tritonln.tuning.tunable import Key, Tunable, registered
+
+FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable
 
 pytestmark = pytest.mark.usefixtures("new_process")
 
@@ -84,11 +86,11 @@ def test_a_wrong_kernel_is_rejected_however_fast(gpu: Device, device: torch.devi
             return right
 
         class Wrong(Launch):
-            def __call__(self, programs: int, tensors: Any, strides: Any, scalars: Any) -> None:
+            def __call__(self, programs: int, *arguments: Any) -> None:
                 if wrong == "nothing written":
                     return
-                super().__call__(programs, tensors, strides, scalars)
-                y: Tensor = tensors[3]
+                super().__call__(programs, *arguments)
+                y: Tensor = arguments[2]
                 if wrong == "columns":
                     y[:, 5] *= 1.001
                 else:

@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 import tritonln
 from tritonln.device import TARGETS
-from tritonln.ops.layer_norm_triton import FORWARD
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.tuning import lookup, table
 from tritonln.tuning.lookup import config_for, look_again
 from tritonln.tuning.table import Entry, path_of, read, save, user_folder
+
+FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable
 
 DEVICE = TARGETS["sm_90"]
 KEY = next(iter(FORWARD.keys(1024, torch.bfloat16)))

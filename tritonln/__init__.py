@@ -4,6 +4,7 @@ from tritonln import nn
 from tritonln.ops.layer_norm import layer_norm
 from tritonln.ops.layer_norm_gru import layer_norm_gru
 from tritonln.ops.layer_norm_lstm import layer_norm_lstm
+from tritonln.ops.row_operator import row_operator
 from tritonln.version import __version__
 
-__all__ = ["__version__", "layer_norm", "layer_norm_gru", "layer_norm_lstm", "nn"]
+__all__ = ["__version__", "layer_norm", "layer_norm_gru", "layer_norm_lstm", "nn", "row_operator"]

@@ -89,7 +89,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     # An interpreted kernel cannot be compiled, and which it is is settled when it is imported.
     os.environ["TRITON_INTERPRET"] = "0"
     from tritonln.inspect import Report, inspect_kernel, inspect_layer_norm, table
-    from tritonln.tuning.ahead import LAYER_NORM, registered
+    from tritonln.tuning.ahead import LAYER_NORM
+    from tritonln.tuning.tunable import registered
 
     target, name, dtypes = arguments.target, arguments.kernel, (DTYPES[arguments.dtype], DTYPES[arguments.weight_dtype])
     reports: list[Report] = []

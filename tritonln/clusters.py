@@ -50,15 +50,17 @@ def probe(arch: int) -> None:
     """Compiles the forward kernel with a row over two thread blocks; dies or exits with CANNOT where Triton cannot."""
     import torch
 
+    from tritonln.compile import compile_launch
     from tritonln.device import of_arch
-    from tritonln.inspect import compile_launch
-    from tritonln.kernels.layer_norm import layer_norm_fwd
+    from tritonln.kernels.layer_norm import affine
+    from tritonln.kernels.one_tile import one_tile_fwd
     from tritonln.launch import Launch, Recorded
 
     device = of_arch("cuda", arch)
     x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
-    launch = Launch(layer_norm_fwd, (4096, 1, 4096), device, num_warps=4, num_ctas=2)
-    call = Recorded(launch, 1, (x, None, None, x, None, None, 1, 1e-5))
+    constants = (4096, 1, 4096, None, affine, (1.0, 0.0), True, "probe")
+    launch = Launch(one_tile_fwd, constants, device, num_warps=4, num_ctas=2)
+    call = Recorded(launch, 1, (((x,),), ((), ()), x, None, 1, 1e-5))
     try:
         able = "shared::cluster" in compile_launch(call, device).asm["ptx"]
     except RuntimeError:  # of Triton's compiler

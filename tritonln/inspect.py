@@ -8,13 +8,12 @@ disassembler of the triton wheel.  Everything here is static; no time is measure
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
+from tritonln.compile import compile_launch
 from tritonln.device import TARGETS, Device
-from tritonln.dtypes import NAMES
-from tritonln.launch import Recorded, recorded
+from tritonln.launch import Recorded, recorded, tensors_in
 from tritonln.machine_code import read_amdgcn, read_cubin
 from tritonln.tuning.config import STEPS, Config
 from tritonln.tuning.tunable import Key, Tunable
@@ -100,8 +99,8 @@ def inspect_kernel(
 
     None where a kernel of whole sequences is not launched for rows of `hidden` values, but those of single steps.
     """
-    from tritonln.tuning.ahead import registered
     from tritonln.tuning.lookup import known
+    from tritonln.tuning.tunable import registered
 
     tunable, device = registered()[kernel], TARGETS[target]
     keys = list(tunable.keys(hidden, dtype))
@@ -126,14 +125,13 @@ def launch_of(tunable: Tunable, key: Key, config: Config, device: Device, rows: 
         return torch.empty(shape, dtype=dtype, device="meta")
 
     plan = tunable.plan(key, config, device)
-    groups = tunable.arguments(key, plan, rows, make)
-    return Recorded(plan.launch, tunable.programs(plan, rows, key.N), tuple(a for group in groups for a in group))
+    return Recorded(plan.launch, tunable.programs(plan, rows, key.N), tunable.arguments(key, plan, rows, make))
 
 
 def layer_norm_launches(
     target: str, hidden: int, dtype: torch.dtype, parameter_dtype: torch.dtype, rows: int
 ) -> list[Recorded]:
-    from tritonln.ops import layer_norm_triton
+    from tritonln.ops.layer_norm import LAYER_NORM
 
     if target not in TARGETS:
         raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
@@ -143,35 +141,10 @@ def layer_norm_launches(
     weight, bias = (torch.empty(hidden, dtype=parameter_dtype, device="meta") for _ in range(2))
     device = TARGETS[target]
     with recorded() as calls:
-        _, stats = layer_norm_triton.forward(x, hidden, weight, bias, 1e-5, dtype, True, device)
+        _, stats = LAYER_NORM.forward((x,), hidden, (weight, bias), 1e-5, dtype, True, device)
         assert stats is not None
-        layer_norm_triton.backward(torch.empty_like(x), x, hidden, weight, bias, stats, (True, True, True), device)
+        LAYER_NORM.backward(torch.empty_like(x), (x,), hidden, (weight, bias), stats, (True, True, True), device)
     return calls
-
-
-def compile_launch(call: Recorded, device: Device) -> Any:
-    """Triton's CompiledKernel of a noted launch, for pointers aligned to 16 bytes."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    kernel, values = call.launch.kernel, (*call.args, *call.launch.constants)
-    signature: dict[str, str] = {}
-    constants: dict[str, Any] = {}
-    aligned: dict[tuple[int], list[list[Any]]] = {}
-    for i, (parameter, value) in enumerate(zip(kernel.params, values, strict=True)):
-        if parameter.is_constexpr or value is None:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = "*" + NAMES[value.dtype]
-            aligned[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = parameter.annotation_type or "i64"
-    return triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
-        target=GPUTarget(device.backend, device.arch, device.warp_size),
-        options=dict(call.launch.options),
-    )
 
 
 def report(call: Recorded, device: Device, hidden: int, rows: int | None = None) -> Report:
@@ -181,7 +154,8 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
     rows = call_rows(call) if rows is None else rows
     compiled = compile_launch(call, device)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
-    constants: dict[str, int] = dict(zip(names, call.launch.constants, strict=True))
+    values_of = zip(names, call.launch.constants, strict=True)
+    constants: dict[str, int] = {name: value for name, value in values_of if type(value) is int}
     read = read_cubin if device.backend == "cuda" else read_amdgcn
     code = read(compiled, device)
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
@@ -189,13 +163,11 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
     height = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
     width = min(constants.get("PIECES", 1) * constants.get("BLOCK_N", constants.get("BLOCK_H", 1)), hidden)
     values = height * width / ctas  # of one thread block
-    tensors = [a for a in call.args if isinstance(a, torch.Tensor)]
-    # What is read row by row: x, dy and x, or one set of partial sums at a time; not weight.
-    streams = call.args[:1] if "BLOCK_P" in constants else [a for a in call.args[:2] if a is not None and a.dim() > 1]
-    streamed = sum(s.element_size() for s in streams)
+    tensors = [t for t in tensors_in(call.args) if t is not None]
+    streamed = call.launch.of.streamed(call.args)
     prefetched = max(1, constants.get("STAGES", 1) - 1) if code.async_copies else 1
     return Report(
-        kernel=call.launch.kernel.__name__,
+        kernel=compiled.metadata.name,
         target=device.target,
         hidden=hidden,
         constants=constants,
@@ -223,7 +195,7 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
 
 def call_rows(call: Recorded) -> int:
     """The rows of x, or of the partial sums, that a launch walks."""
-    return next(a.shape[0] for a in call.args if isinstance(a, torch.Tensor) and a.dim() > 1)
+    return next(t.shape[0] for t in tensors_in(call.args) if t is not None and t.dim() > 1)
 
 
 # ---- for people ---------------------------------------------------------------------------------

@@ -19,91 +19,132 @@ FP_FUSION = True
 class Launch:
     """A kernel bound to its constants (the trailing constexpr parameters) and compile options.
 
-    One object serves arguments of one kind only: the same dtypes, the same ones None, one device.
+    It is called with the number of programs and the kernel's other arguments: tensors, numbers, None, and
+    tuples of them, as kernels/operands.py has them.
+
+    One object serves arguments of one kind only: the same dtypes, the same ones absent, one device.
     Its first launch on aligned tensors with contiguous rows goes through Triton's own dispatch and
     keeps the compiled kernel; later ones of that kind go straight to the kernel's launcher with
     plain addresses.  Everything else takes the ordinary way each time, and on AMD so do tensors of
     2 GB and more: Triton compiles those that are smaller with 32-bit offsets there.
     """
 
-    __slots__ = ("constants", "device", "direct", "kernel", "options")
+    __slots__ = ("constants", "device", "direct", "kernel", "name", "of", "options")
 
-    def __init__(self, kernel: Any, constants: tuple[Any, ...], device: Device, num_warps: int, num_ctas: int = 1):
+    def __init__(
+        self,
+        kernel: Any,
+        constants: tuple[Any, ...],
+        device: Device,
+        num_warps: int,
+        num_ctas: int = 1,
+        of: Any = None,
+        name: str | None = None,
+    ):
         self.device = device
         self.kernel = kernel
         self.constants = constants
+        self.name = name or getattr(kernel, "__name__", "")  # that profiles show
+        self.of = of  # the Tunable that it belongs to, which knows its operands by name
         self.options: dict[str, Any] = {"num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": FP_FUSION}
         self.direct: tuple[Any, Any, Any] | None = None  # launcher, function, metadata
 
-    def __call__(
-        self,
-        programs: int,
-        tensors: Sequence[Tensor | None],
-        strides: tuple[int | None, ...],
-        scalars: tuple[int | float, ...],
-    ) -> None:
-        """Launches on the stream of the tensors' device.  A stride of None stands for contiguous rows."""
+    def __call__(self, programs: int, *arguments: Any) -> None:
+        """Launches on the stream of the tensors' device."""
         driver = active_driver()
         if driver is None:
-            self.ordinary(programs, tensors, strides, scalars)
+            self.ordinary(programs, arguments)
             return
         current = driver.get_current_device()
         if self.device.index is not None and self.device.index != current:
             with torch.get_device_module(self.device.type).device(self.device.index):
-                self(programs, tensors, strides, scalars)
+                self(programs, *arguments)
             return
-        addresses, bits = [], 0
-        for tensor in tensors:
-            address = 0 if tensor is None else tensor.data_ptr()
-            addresses.append(address)
-            bits |= address
-        # 0 is a stride: expanded rows.
-        regular = not bits & 15 and strides.count(None) == len(strides) and self.reaches(tensors)
+        addresses, regular = addressed(arguments)
+        regular = regular and self.reaches(arguments)
         if regular and self.direct is not None and not hooked():
             run, function, metadata = self.direct
             stream = driver.get_current_stream(current)
-            run(
-                *(programs, 1, 1, stream, function, metadata, None, None, None),
-                *addresses, *strides, *scalars, *self.constants,
-            )  # fmt: skip
+            run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *self.constants)
             return
-        compiled = self.ordinary(programs, tensors, strides, scalars)
+        compiled = self.ordinary(programs, arguments)
         if regular:
             self.direct = _direct(compiled)
 
-    def repeated(self, programs: int, tensors: Sequence[Tensor | None]) -> Callable[..., None]:
-        """This launch for a loop that changes nothing but scalars: they are what the result is called with."""
+    def repeated(self, programs: int, *arguments: Any) -> Callable[..., None]:
+        """This launch for a loop that changes nothing but trailing scalars: they are what the result is called with."""
         driver = active_driver()
-        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in tensors]
         current = driver.get_current_device() if driver is not None else None
         elsewhere = self.device.index is not None and self.device.index != current
-        if driver is None or elsewhere or any(address & 15 for address in addresses) or not self.reaches(tensors):
-            return lambda *scalars: self(programs, tensors, (), scalars)
+        addresses, regular = addressed(arguments)
+        if driver is None or elsewhere or not regular or not self.reaches(arguments):
+            return functools.partial(self, programs, *arguments)
         stream = driver.get_current_stream(current)
 
         def launch(*scalars: int | float) -> None:
             if self.direct is None or hooked():
-                self(programs, tensors, (), scalars)
+                self(programs, *arguments, *scalars)
                 return
             run, function, metadata = self.direct
             run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *scalars, *self.constants)
 
         return launch
 
-    def reaches(self, tensors: Sequence[Tensor | None]) -> bool:
-        """Whether the kernel that is kept can address all of these."""
+    def reaches(self, arguments: Sequence[Any]) -> bool:
+        """Whether the kernel that is kept can address all tensors."""
         return self.device.backend != "hip" or all(
-            tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors
+            tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors_in(arguments)
         )
 
-    def ordinary(
-        self,
-        programs: int,
-        tensors: Sequence[Tensor | None],
-        strides: tuple[int | None, ...],
-        scalars: tuple[int | float, ...],
-    ) -> Any:
-        return self.kernel[(programs,)](*tensors, *strides, *scalars, *self.constants, **self.options)
+    def ordinary(self, programs: int, arguments: Sequence[Any]) -> Any:
+        return self.kernel[(programs,)](*arguments, *self.constants, **self.options)
+
+
+def addressed(arguments: Sequence[Any]) -> tuple[list[Any], bool]:
+    """Arguments with addresses for tensors, and whether these are what a kernel is compiled for that is launched
+    directly: aligned to 16 bytes, rows contiguous.  A number in an operand is its row stride.
+    """
+    found: list[Any] = []
+    bits = 0
+    for argument in arguments:
+        kind = type(argument)
+        if kind is tuple:
+            inner = []
+            for operand in argument:
+                if type(operand) is tuple:
+                    if len(operand) == 1:
+                        address = operand[0].data_ptr()
+                        bits |= address
+                        inner.append((address,))
+                    elif operand:
+                        return found, False
+                    else:
+                        inner.append(operand)
+                elif type(operand) is int:
+                    return found, False
+                else:
+                    address = operand.data_ptr()
+                    bits |= address
+                    inner.append(address)
+            found.append(tuple(inner))
+        elif argument is None:
+            found.append(0)
+        elif kind is int or kind is float:
+            found.append(argument)
+        else:
+            address = argument.data_ptr()
+            bits |= address
+            found.append(address)
+    return found, not bits & 15
+
+
+def tensors_in(arguments: Sequence[Any]) -> Iterator[Any]:
+    """The tensors of a launch in their order, those in tuples too; None and empty operands as None."""
+    for argument in arguments:
+        if isinstance(argument, tuple):
+            yield from tensors_in(argument) if argument else (None,)
+        elif argument is None or isinstance(argument, Tensor):
+            yield argument
 
 
 @functools.cache
@@ -172,11 +213,11 @@ def recorded() -> Iterator[list[Recorded]]:
     """Inside, launches are noted instead of carried out."""
     calls: list[Recorded] = []
 
-    def note(launch: Launch, programs: int, *groups: Sequence[Any]) -> None:
-        calls.append(Recorded(launch, programs, tuple(a for group in groups for a in group)))
+    def note(launch: Launch, programs: int, *arguments: Any) -> None:
+        calls.append(Recorded(launch, programs, arguments))
 
-    def note_each(launch: Launch, programs: int, tensors: Sequence[Tensor | None]) -> Callable[..., None]:
-        return lambda *scalars: note(launch, programs, tensors, scalars)
+    def note_each(launch: Launch, programs: int, *arguments: Any) -> Callable[..., None]:
+        return functools.partial(note, launch, programs, *arguments)
 
     carry_out = Launch.__call__, Launch.repeated
     Launch.__call__, Launch.repeated = note, note_each  # type: ignore[assignment, method-assign]

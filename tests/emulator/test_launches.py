@@ -40,7 +40,7 @@ def ordinary(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     dispatch = Launch.ordinary
 
     def noting(launch: Launch, *arguments):  # type: ignore[no-untyped-def]
-        names.append(launch.kernel.fn.__name__)
+        names.append(launch.name)
         return dispatch(launch, *arguments)
 
     monkeypatch.setattr(Launch, "ordinary", noting)
@@ -150,12 +150,10 @@ def test_the_tensors_device_is_made_current(emulated: EmulatedGPU) -> None:
     x, w, b, _ = problem(5, 64, torch.float32, CPU)
     known = kernels_on(CPU)
     assert known is not None
-    from tritonln.ops import layer_norm_triton
+    from tritonln.ops.layer_norm import LAYER_NORM
 
     for number in (*emulated.numbers, *emulated.numbers):
-        y, _ = layer_norm_triton.forward(
-            x, 64, w, b, 1e-5, x.dtype, False, dataclasses.replace(known, index=number)
-        )  # fmt: skip
+        y, _ = LAYER_NORM.forward((x,), 64, (w, b), 1e-5, x.dtype, False, dataclasses.replace(known, index=number))
         torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (64,), w, b))
         assert emulated.runs[-1].device == number
         assert emulated.current == emulated.numbers[0]

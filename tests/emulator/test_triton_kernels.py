@@ -11,7 +11,7 @@ import triton.language as tl
 from tritonln.device import TARGETS, interpreting
 from tritonln.emulator import EmulatedGPU, EmulationError, emulated_gpu
 from tritonln.emulator.ptx import Kernel, parse
-from tritonln.ops import layer_norm_triton
+from tritonln.ops.layer_norm import LAYER_NORM
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
 
@@ -36,8 +36,8 @@ def test_barriers_of_the_kernels_are_needed(monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(gpu: EmulatedGPU) -> None:
         gpu.machines.clear()
-        y, stats = layer_norm_triton.forward(x, N, w, w, 1e-5, x.dtype, True, few)
-        layer_norm_triton.backward(dy, x, N, w, w, stats, (True, True, True), few)
+        y, stats = LAYER_NORM.forward((x,), N, (w, w), 1e-5, x.dtype, True, few)
+        LAYER_NORM.backward(dy, (x,), N, (w, w), stats, (True, True, True), few)
 
     def kept(text: str) -> Kernel:
         texts.append(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
+import pathlib
 import struct
 import time
 import types
@@ -211,9 +212,9 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
     def machine(self, metadata: Any) -> Machine:
         found = self.machines.pop(metadata.hash, None)
         if found is None:
-            path = get_cache_manager(metadata.hash).get_file(f"{metadata.name}.ptx")
-            with open(path) as file:
-                kernel = parse(file.read())
+            # Kept under the name of the kernel's function, which need not be that of the kernel.
+            (path,) = pathlib.Path(get_cache_manager(metadata.hash).cache_dir).glob("*.ptx")
+            kernel = parse(path.read_text())
             found = Machine(kernel, metadata.shared, approximate=self.approximate, **self.options)
         self.machines[metadata.hash] = found
         if len(self.machines) > KEPT:

@@ -11,7 +11,7 @@ from tritonln.device import TARGETS, Device, kernels_on
 from tritonln.emulator.counters import Traffic
 from tritonln.emulator.driver import Run, emulated_gpu
 from tritonln.inspect import Executed, layer_norm_launches
-from tritonln.ops import layer_norm_triton
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.tuning.config import STEPS, Config
 from tritonln.tuning.lookup import known
 from tritonln.tuning.search import prepared
@@ -100,9 +100,9 @@ def layer_norm(
     weight, bias = torch.randn(2, N).to(torch.float64 if dtype == torch.float64 else parameter_dtype)
     with emulated_gpu(target, check=False) as gpu:
         device = emulated_device()
-        _, stats = layer_norm_triton.forward(x, N, weight, bias, 1e-5, dtype, True, device)
+        _, stats = LAYER_NORM.forward((x,), N, (weight, bias), 1e-5, dtype, True, device)
         assert stats is not None
-        layer_norm_triton.backward(dy, x, N, weight, bias, stats, (True, True, True), device)
+        LAYER_NORM.backward(dy, (x,), N, (weight, bias), stats, (True, True, True), device)
         forward, backward, sums = gpu.runs
         partial = backward.grid[0]  # what the last kernel adds up
         return [measured(forward, rows, N), measured(backward, rows, N), measured(sums, partial, N)]

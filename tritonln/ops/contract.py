@@ -82,10 +82,12 @@ def output_dtype(x: torch.dtype, device_type: str) -> torch.dtype:
     return torch.float32 if autocasts(x, device_type) else x
 
 
-def needs_grad(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> bool:
-    return torch.is_grad_enabled() and (
-        x.requires_grad or (weight is not None and weight.requires_grad) or (bias is not None and bias.requires_grad)
-    )
+def needs_grad(*tensors: Tensor | None) -> bool:
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
 
 
 def traced(*tensors: Tensor | None) -> bool:

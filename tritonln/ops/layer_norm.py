@@ -1,29 +1,34 @@
-"""layer_norm: the public function, autograd, and the custom op for traced code."""
+"""layer_norm: the public function, and what it is as a row operator."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from tritonln.device import Device, kernels_on
-from tritonln.ops import layer_norm_aten, layer_norm_formula, layer_norm_triton
-from tritonln.ops.contract import (
-    arithmetic,
-    beyond_numbers,
-    check,
-    knows_only_aten,
-    needs_grad,
-    output_dtype,
-    refuse_tangents,
-    traced,
-    transformed,
-)
+from tritonln.device import kernels_on
+from tritonln.ops import layer_norm_aten, row_autograd, row_formula
+from tritonln.ops.contract import check, knows_only_aten, output_dtype, traced, transformed
+from tritonln.ops.rows import Parts, RowOperator
 
-Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+def _parts() -> Parts:
+    from tritonln.kernels.layer_norm import affine, affine_bwd
+
+    return Parts(affine, affine_bwd)
+
+
+LAYER_NORM = RowOperator(
+    "layer_norm",
+    _parts,
+    columns={"weight": 1.0, "bias": -0.0},
+    reverse=("weight",),
+    formula=lambda x_hat, weight, bias: x_hat * weight + bias,
+    aten=layer_norm_aten,
+)
+row_autograd.define(LAYER_NORM)
 
 
 def layer_norm(
@@ -78,156 +83,12 @@ def layer_norm(
     if traced(x, weight, bias):
         if knows_only_aten(x, weight, bias):
             return layer_norm_aten.operator(x, shape, weight, bias, eps)
-        dtype = output_dtype(x.dtype, x.device.type)
-        return layer_norm_op(x, N, weight, bias, eps, dtype, needs_grad(x, weight, bias))[0]
-    device = kernels_on(x.device)
-    if needs_grad(x, weight, bias):
-        return _apply(x, weight, bias, N, eps, device)
-    if device is None:
-        return layer_norm_aten.forward(x, N, weight, bias, eps, False)[0]
-    return layer_norm_triton.forward(x, N, weight, bias, eps, output_dtype(x.dtype, device.type), False, device)[0]
+        return row_autograd.by_op(LAYER_NORM, (x,), N, (weight, bias), eps)
+    return row_autograd.directly(LAYER_NORM, (x,), N, (weight, bias), eps, kernels_on(x.device))
 
 
 def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return layer_norm_aten.operator(x, shape, weight, bias, eps)  # what TorchScript knows
     N, eps = check(x, shape, weight, bias, eps)
-    return layer_norm_formula.forward(x, N, weight, bias, eps, output_dtype(x.dtype, x.device.type))
-
-
-# ---- eager -------------------------------------------------------------------------------------
-
-
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, eps: float, device: Device | None
-    ) -> Tensor:
-        if device is None:
-            y, stats = layer_norm_aten.forward(x, N, weight, bias, eps, True)
-        else:
-            dtype = output_dtype(x.dtype, device.type)
-            y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, dtype, True, device)
-        ctx.save_for_backward(x, weight, bias, stats)
-        ctx.constants = N, eps, device
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, stats = ctx.saved_tensors
-        (N, eps, device), needs = ctx.constants, ctx.needs_input_grad[:3]
-        if beyond_numbers(dy):
-            dx, dw, db = layer_norm_formula.backward(dy, x, N, weight, bias, eps, needs)
-        elif traced(dy):
-            dx, dw, db = _backward_by_op(dy, x, N, weight, bias, stats, needs)
-        elif device is None:
-            dx, dw, db = layer_norm_aten.backward(dy, x, N, weight, bias, stats, needs)
-        else:
-            dx, dw, db = layer_norm_triton.backward(dy, x, N, weight, bias, stats, needs, device)
-        return dx, dw, db, None, None, None
-
-
-# Function.apply is this and a search for functorch, which layer_norm has made already.
-_apply = super(torch.autograd.Function, _LayerNorm).apply
-
-
-# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
-
-
-@torch.library.custom_op("tritonln::layer_norm", mutates_args=())
-def layer_norm_op(
-    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
-) -> tuple[Tensor, Tensor]:
-    refuse_tangents("layer_norm")
-    device = kernels_on(x.device)
-    if device is None:
-        y, stats = layer_norm_aten.forward(x, N, weight, bias, eps, save)
-    else:
-        y, stats = layer_norm_triton.forward(x, N, weight, bias, eps, dtype, save, device)
-    return y, _empty_stats(x) if stats is None else stats
-
-
-def _empty_stats(x: Tensor) -> Tensor:
-    return torch.empty((0, 2), dtype=arithmetic(x.dtype), device=x.device)
-
-
-@layer_norm_op.register_fake
-def _(
-    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
-) -> tuple[Tensor, Tensor]:
-    y = torch.empty(x.shape, dtype=dtype, device=x.device)
-    if not save:
-        return y, _empty_stats(x)
-    return y, torch.empty((x.numel() // N if N else 0, 2), dtype=arithmetic(x.dtype), device=x.device)
-
-
-@torch.library.custom_op("tritonln::layer_norm_backward", mutates_args=())
-def layer_norm_backward_op(
-    dy: Tensor, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, stats: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    refuse_tangents("layer_norm")
-    needed = needs[0], needs[1] and weight is not None, needs[2] and bias is not None
-    device = kernels_on(x.device)
-    if device is None:
-        gradients = layer_norm_aten.backward(dy, x, N, weight, bias, stats, needed)
-    else:
-        gradients = layer_norm_triton.backward(dy, x, N, weight, bias, stats, needed, device)
-    return tuple(x.new_empty(0) if g is None else g for g in gradients)  # type: ignore[return-value]
-
-
-@layer_norm_backward_op.register_fake
-def _(
-    dy: Tensor, x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, stats: Tensor, needs: Sequence[bool]
-) -> tuple[Tensor, Tensor, Tensor]:
-    return tuple(  # type: ignore[return-value]
-        torch.empty(t.shape, dtype=t.dtype, device=t.device) if t is not None and needed else x.new_empty(0)
-        for t, needed in zip((x, weight, bias), needs)
-    )
-
-
-def _backward_by_op(
-    dy: Tensor,
-    x: Tensor,
-    N: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    stats: Tensor,
-    needs: tuple[bool, bool, bool],
-) -> Gradients:
-    dx, dw, db = (
-        g if needed else None for g, needed in zip(layer_norm_backward_op(dy, x, N, weight, bias, stats, needs), needs)
-    )
-    return dx, dw, db
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, ctx.N, weight, bias, ctx.eps, _, ctx.saved = inputs
-    ctx.save_for_backward(x, weight, bias, output[1])
-    ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)  # of the statistics, which have none
-
-
-def _op_backward(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-    if dy is None:
-        return (None,) * 7
-    x, weight, bias, stats = ctx.saved_tensors
-    needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2], ctx.needs_input_grad[3]
-    if beyond_numbers(dy):
-        dx, dw, db = layer_norm_formula.backward(dy, x, ctx.N, weight, bias, ctx.eps, needs)
-    else:
-        if not ctx.saved:  # the graph was captured where nothing required a gradient
-            _, stats = layer_norm_op(x, ctx.N, None, None, ctx.eps, x.dtype, True)
-        dx, dw, db = _backward_by_op(dy, x, ctx.N, weight, bias, stats, needs)
-    return dx, None, dw, db, None, None, None
-
-
-layer_norm_op.register_autograd(_op_backward, setup_context=_setup_context)
-
-
-@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm.default)
-def _(
-    x: Tensor, N: int, weight: Tensor | None, bias: Tensor | None, eps: float, dtype: torch.dtype, save: bool
-) -> tuple[Tensor, Tensor]:
-    """In ATen's operators, for exporters: torch.onnx asks for it, run_decompositions can be given it."""
-    y, stats = layer_norm_aten.forward(x, N, weight, bias, eps, save)
-    return y.to(dtype), _empty_stats(x) if stats is None else stats
+    return row_formula.forward(LAYER_NORM, (x,), N, (weight, bias), eps, output_dtype(x.dtype, x.device.type))

@@ -1,4 +1,4 @@
-"""layer_norm in ATen's operators, with the signatures of layer_norm_triton: for tensors that no kernel serves."""
+"""layer_norm in ATen's operators, for tensors that no kernel serves."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tritonln.ops.contract import HALF, arithmetic, output_dtype
-from tritonln.ops.layer_norm_formula import rows
+from tritonln.ops.row_formula import rows
 
 
 def operator(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:

@@ -15,6 +15,7 @@ from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import GRUSteps, direction, states
 from tritonln.ops.whole_sequence import WholeSequence, plan, settle
 from tritonln.tuning.recurrent import Demand
+from tritonln.tuning.tunable import register
 
 # ---- from configurations to launches -------------------------------------------------------------
 
@@ -29,9 +30,9 @@ def _constants(H: int, joint: bool) -> tuple[int, ...]:
     return H, *stepwise.widths(H, joint), joint
 
 
-def _forward_stepwise(device: Device, tensors: Sequence[Any], scalars: Sequence[Any]) -> None:
-    x_rz, x_n, weight, w_hh, b_hh, lengths, state, h, p, stats_rz, stats_n = tensors
-    s = GRUSteps(weight, b_hh, w_hh, lengths, False, False, scalars[-1])
+def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
+    x_rz, x_n, weight, w_hh, b_hh, lengths, state, h, p, stats_rz, stats_n, *_, eps = arguments
+    s = GRUSteps(weight, b_hh, w_hh, lengths, False, False, eps)
     launching = stepwise.forward_plan_of(x_rz.dtype, s, p is not None, device)
     room = x_rz.new_empty((1, x_rz.shape[1], len(weight))) if p is None else p
     h, state = (state, None) if h is None else (h, state)
@@ -64,8 +65,8 @@ FORWARD = WholeSequence(
 )
 
 
-def _backward_stepwise(device: Device, tensors: Sequence[Any], scalars: Sequence[Any]) -> None:
-    dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, state, stats_rz, stats_n, dgates, dm, dp, dh = tensors
+def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
+    dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, state, stats_rz, stats_n, dgates, dm, dp, dh, *_ = arguments
     s = GRUSteps(weight, b_hh, w_hh, lengths, False, False, 0.0)
     launching = stepwise.backward_plan_of(p.dtype, dtype_of(dy), s, device)
     through_p = p.new_zeros(dh.shape)
@@ -97,7 +98,7 @@ BACKWARD = WholeSequence(
     backward=True,
 )
 
-TUNABLES = (FORWARD.tunable, BACKWARD.tunable)
+register(FORWARD.tunable, BACKWARD.tunable)
 
 
 def forward_plan(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan | None:
@@ -139,7 +140,7 @@ def forward(
     stats_n = h.new_empty((T, B, 2), dtype=wide) if save and not s.joint else None
     both = (h, None) if state is None else (state, h)
     tensors = (x_rz, x_n, s.weight_hh, s.ln_hh_weight, s.bias_hh, s.lengths, *both, p, stats_rz, stats_n)
-    launching.launch(launching.count(B), tensors, (), (T, B, *direction(T, s.reverse), s.eps))
+    launching.launch(launching.count(B), *tensors, T, B, *direction(T, s.reverse), s.eps)
     return (h, state, p, stats_rz, stats_n) if save else (h, None, None, None, None)
 
 
@@ -163,5 +164,5 @@ def backward(
     dh = state.new_empty((B, H))
     parameters = (s.weight_hh, s.ln_hh_weight, s.bias_hh, s.lengths)
     tensors = (contiguous(dy), x_rz, x_n, p, *parameters, state, stats_rz, stats_n, dgates, dm, dp, dh)
-    launching.launch(launching.count(B), tensors, (), (T, B, *direction(T, s.reverse, backward=True)))
+    launching.launch(launching.count(B), *tensors, T, B, *direction(T, s.reverse, backward=True))
     return dgates, dm, dp, dh

@@ -19,7 +19,7 @@ from tritonln.ops.recurrent import GRUSteps, order, states
 from tritonln.tuning import recurrent
 from tritonln.tuning.config import Config
 from tritonln.tuning.lookup import config_for, planned
-from tritonln.tuning.tunable import Key, Tunable
+from tritonln.tuning.tunable import Key, Tunable, register
 
 # ---- from configurations to launches -------------------------------------------------------------
 
@@ -30,8 +30,11 @@ def _kernels() -> tuple[Any, Any]:
     return gru_step_fwd, gru_step_bwd
 
 
-def _plan(kernel: Any, H: int, joint: bool, c: Config, device: Device) -> Plan:
-    return Plan(Launch(kernel, (H, *widths(H, joint), joint, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
+def _plan(of: Tunable, H: int, joint: bool, c: Config, device: Device) -> Plan:
+    (kernel,) = of.kernels()
+    return Plan(
+        Launch(kernel, (H, *widths(H, joint), joint, c.block_m, c.block_n), device, c.num_warps, of=of), c.block_m, 0
+    )
 
 
 def widths(H: int, joint: bool) -> tuple[int, int]:
@@ -48,7 +51,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
 
 
 # A step at t = 0, with the paper's two groups.  One group is the same work but for a reduction, and has the same key.
-FORWARD = Tunable(
+FORWARD: Tunable = Tunable(
     name="gru_step_fwd",
     operands={
         **{"x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N", "lengths": "M"},
@@ -57,7 +60,7 @@ FORWARD = Tunable(
     results=("stats_rz", "stats_n"),
     updated=("state", "h"),
     kernels=lambda: _kernels()[:1],
-    plan=lambda key, c, device: _plan(_kernels()[0], key.N, False, c, device),
+    plan=lambda key, c, device: _plan(FORWARD, key.N, False, c, device),
     keys=_forward_keys,
     scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
     **recurrent.OF_STEPS,
@@ -71,7 +74,7 @@ def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
         yield BACKWARD.key(H, **known, stats_rz=wide, stats_n=wide, kept=wide, dgates=x, dm=x, dp=x)
 
 
-BACKWARD = Tunable(
+BACKWARD: Tunable = Tunable(
     name="gru_step_bwd",
     operands={
         **{"dy": "2 M N", "dh": "M N", "x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N"},
@@ -81,26 +84,26 @@ BACKWARD = Tunable(
     results=("dgates", "dm", "dp"),
     updated=("kept",),
     kernels=lambda: _kernels()[1:],
-    plan=lambda key, c, device: _plan(_kernels()[1], key.N, False, c, device),
+    plan=lambda key, c, device: _plan(BACKWARD, key.N, False, c, device),
     keys=_backward_keys,
     scalars=lambda M: (0, 0, 1, M),
     **recurrent.OF_STEPS,
 )
 
-TUNABLES = (FORWARD, BACKWARD)
+register(FORWARD, BACKWARD)
 
 
 @planned
 def forward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     """For operands of these dtypes, in the kernel's order; None where there is none."""
     key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
-    return _plan(_kernels()[0], H, joint, config_for(FORWARD, key, device), device)
+    return _plan(FORWARD, H, joint, config_for(FORWARD, key, device), device)
 
 
 @planned
 def backward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
-    return _plan(_kernels()[1], H, joint, config_for(BACKWARD, key, device), device)
+    return _plan(BACKWARD, H, joint, config_for(BACKWARD, key, device), device)
 
 
 def forward_plan_of(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan:
@@ -168,7 +171,7 @@ def forward_steps(
     (T, B, _), H = x_rz.shape, h.shape[-1]
     both = (h, None) if state is None else (state, h)
     tensors = [x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, *both, stats_rz, stats_n]
-    launch, weight_hh = plan.launch.repeated(plan.count(B), tensors), weight_hh.t()
+    launch, weight_hh = plan.launch.repeated(plan.count(B), *tensors), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0)
     for t, previous, current in order(T, reverse):
         slot = t % len(ps)
@@ -228,7 +231,7 @@ def backward_steps(
     T, B, H = len(p), p.shape[1], state.shape[-1]
     inputs = (x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, state, stats_rz, stats_n)
     tensors = [dy, dh, *inputs, kept, dgates, dm, dp]
-    launch, dps = plan.launch.repeated(plan.count(B), tensors), dp.unbind(0)
+    launch, dps = plan.launch.repeated(plan.count(B), *tensors), dp.unbind(0)
     for t, previous, current in reversed(order(T, reverse)):
         launch(t, previous, current, B)
         torch.mm(dps[t], weight_hh, out=dh)

@@ -15,6 +15,7 @@ from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import LSTMSteps, direction, states
 from tritonln.ops.whole_sequence import WholeSequence, plan, settle
 from tritonln.tuning.recurrent import Demand
+from tritonln.tuning.tunable import register
 
 # ---- from configurations to launches -------------------------------------------------------------
 
@@ -25,9 +26,9 @@ def _kernels() -> tuple[Any, Any]:
     return lstm_persistent_fwd, lstm_persistent_bwd
 
 
-def _forward_stepwise(device: Device, tensors: Sequence[Any], scalars: Sequence[Any]) -> None:
-    x, weight, w_hh, w_c, b_c, lengths, h, c, p, stats = tensors
-    s = LSTMSteps(weight, w_hh, w_c, b_c, None, lengths, False, False, scalars[-1])
+def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
+    x, weight, w_hh, w_c, b_c, lengths, h, c, p, stats, *_, eps = arguments
+    s = LSTMSteps(weight, w_hh, w_c, b_c, None, lengths, False, False, eps)
     launching = stepwise.forward_plan_of(x.dtype, s, p is not None, device)
     room = torch.empty_like(x[:1]) if p is None else p
     stepwise.forward_steps(x, h, c, room, stats, None, weight, None, w_hh, w_c, b_c, lengths, False, s.eps, launching)
@@ -58,9 +59,9 @@ FORWARD = WholeSequence(
 )
 
 
-def _backward_stepwise(device: Device, tensors: Sequence[Any], scalars: Sequence[Any]) -> None:
-    dy, dcells, x, p, weight, w_hh, w_c, b_c, lengths, c, stats, dgates, dp, dh, dc, dw_c, db_c = tensors
-    s = LSTMSteps(weight, w_hh, w_c, b_c, None, lengths, False, False, scalars[-1])
+def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
+    dy, dcells, x, p, weight, w_hh, w_c, b_c, lengths, c, stats, dgates, dp, dh, dc, dw_c, db_c, *_, eps = arguments
+    s = LSTMSteps(weight, w_hh, w_c, b_c, None, lengths, False, False, eps)
     launching = stepwise.backward_plan_of(x.dtype, dtype_of(dy), dtype_of(dcells), s, device)
     kept = None if lengths is None else torch.zeros_like(dh)
     sums = [None if t is None else t.new_zeros((launching.count(x.shape[1]), t.shape[1])) for t in (dw_c, db_c)]
@@ -98,7 +99,7 @@ BACKWARD = WholeSequence(
     scalars=(1e-5,),
 )
 
-TUNABLES = (FORWARD.tunable, BACKWARD.tunable)
+register(FORWARD.tunable, BACKWARD.tunable)
 
 
 def forward_plan(x: torch.dtype, s: LSTMSteps, save: bool, device: Device) -> Plan | None:
@@ -143,7 +144,7 @@ def forward(
     p = torch.empty_like(x) if save else None
     stats = c.new_empty((T, B, 2)) if save and s.ln_hh_weight is not None else None
     tensors = (x, *s[:4], s.lengths, h, c, p, stats)
-    launching.launch(launching.count(B), tensors, (), (T, B, *direction(T, s.reverse), s.eps))
+    launching.launch(launching.count(B), *tensors, T, B, *direction(T, s.reverse), s.eps)
     return h, c, p, stats, None
 
 
@@ -169,5 +170,5 @@ def backward(
     dw_c, db_c = (None if w is None else c.new_empty((programs, H)) for w in (s.ln_c_weight, s.ln_c_bias))
     read = (contiguous(dy), contiguous(dcells), x, p, *s[:4], s.lengths, c, stats)
     written = (dgates, dp, dh, dc, dw_c, db_c)
-    launching.launch(programs, (*read, *written), (), (T, B, *direction(T, s.reverse, backward=True), s.eps))
+    launching.launch(programs, *read, *written, T, B, *direction(T, s.reverse, backward=True), s.eps)
     return dgates, dgates if dp is None else dp, dh, dc, *stepwise.added_up(dw_c, db_c, device), None

@@ -14,13 +14,14 @@ from torch import Tensor
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops import step_graphs
+from tritonln.ops.column_sums import column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
-from tritonln.ops.layer_norm_triton import sums_plan
 from tritonln.ops.recurrent import LSTMSteps, order, running, states
+from tritonln.ops.rows import operands
 from tritonln.tuning import recurrent
 from tritonln.tuning.config import Config
 from tritonln.tuning.lookup import config_for, planned
-from tritonln.tuning.tunable import Key, Tunable
+from tritonln.tuning.tunable import Key, Tunable, register
 
 # ---- from configurations to launches -------------------------------------------------------------
 
@@ -31,8 +32,9 @@ def _kernels() -> tuple[Any, Any]:
     return lstm_step_fwd, lstm_step_bwd
 
 
-def _plan(kernel: Any, H: int, carry: bool, c: Config, device: Device) -> Plan:
-    return Plan(Launch(kernel, (H, carry, c.block_m, c.block_n), device, c.num_warps), c.block_m, 0)
+def _plan(of: Tunable, H: int, carry: bool, c: Config, device: Device) -> Plan:
+    (kernel,) = of.kernels()
+    return Plan(Launch(kernel, (H, carry, c.block_m, c.block_n), device, c.num_warps, of=of), c.block_m, 0)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
@@ -44,7 +46,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
 
 
 # A step at t = 0.  LN(c) carried or not is the same work, so the configuration does not depend on it.
-FORWARD = Tunable(
+FORWARD: Tunable = Tunable(
     name="lstm_step_fwd",
     operands={
         **{"x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
@@ -53,7 +55,7 @@ FORWARD = Tunable(
     results=("stats",),
     updated=("h", "c"),
     kernels=lambda: _kernels()[:1],
-    plan=lambda key, c, device: _plan(_kernels()[0], key.N, False, c, device),
+    plan=lambda key, c, device: _plan(FORWARD, key.N, False, c, device),
     keys=_forward_keys,
     scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
     **recurrent.OF_STEPS,
@@ -67,7 +69,7 @@ def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
         yield BACKWARD.key(H, **known, dc=wide, dgates=x, dp=x, dw_c_partial=wide, db_c_partial=wide)
 
 
-BACKWARD = Tunable(
+BACKWARD: Tunable = Tunable(
     name="lstm_step_bwd",
     operands={
         **{"dy": "2 M N", "dh": "M N", "dcells": "2 M N", "x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "w_c": "N"},
@@ -77,26 +79,26 @@ BACKWARD = Tunable(
     results=("dgates", "dp"),
     updated=("kept", "dc", "dw_c_partial", "db_c_partial"),
     kernels=lambda: _kernels()[1:],
-    plan=lambda key, c, device: _plan(_kernels()[1], key.N, False, c, device),
+    plan=lambda key, c, device: _plan(BACKWARD, key.N, False, c, device),
     keys=_backward_keys,
     scalars=lambda M: (0, 0, 1, M, 1e-5),
     **recurrent.OF_STEPS,
 )
 
-TUNABLES = (FORWARD, BACKWARD)
+register(FORWARD, BACKWARD)
 
 
 @planned
 def forward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     """For operands of these dtypes, in the kernel's order; None where there is none."""
     key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
-    return _plan(_kernels()[0], H, carry, config_for(FORWARD, key, device), device)
+    return _plan(FORWARD, H, carry, config_for(FORWARD, key, device), device)
 
 
 @planned
 def backward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
-    return _plan(_kernels()[1], H, carry, config_for(BACKWARD, key, device), device)
+    return _plan(BACKWARD, H, carry, config_for(BACKWARD, key, device), device)
 
 
 def forward_plan_of(x: torch.dtype, s: LSTMSteps, save: bool, device: Device) -> Plan:
@@ -161,7 +163,7 @@ def forward_steps(
     T, B = len(x), x.shape[1]
     carried = h if lengths is not None and m is None else None
     tensors = [x, p, w_hh, w_c, b_c, lengths, carried, h if m is None else m, c, stats]
-    launch, weight_hh = plan.launch.repeated(plan.count(B), tensors), weight_hh.t()
+    launch, weight_hh = plan.launch.repeated(plan.count(B), *tensors), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0)
     runs = None if lengths is None or m is None else running(T, lengths)
     for t, previous, current in order(T, reverse):
@@ -218,8 +220,8 @@ def added_up(dw_c: Tensor | None, db_c: Tensor | None, device: Device) -> tuple[
         return None, None
     programs, H = dw_c.shape
     sums = dw_c.new_empty(H), None if db_c is None else db_c.new_empty(H)
-    plan = sums_plan(H, dw_c.dtype, dw_c.dtype, dtype_of(db_c), device)
-    plan.launch(plan.count(H), (dw_c, db_c, *sums), (), (programs,))
+    plan = column_sums_plan(H, dw_c.dtype, (dw_c.dtype, dtype_of(db_c)), device)
+    plan.launch(plan.count(H), operands((dw_c, db_c)), operands(sums), programs)
     return sums
 
 
@@ -255,7 +257,7 @@ def backward_steps(
         *(None if projected else dy, dm if projected else dh, dcells, x, p, w_hh, w_c, b_c, lengths, c, stats),
         *(None if projected else kept, dc, dgates, dp, dw_c, db_c),
     ]
-    launch, dps = plan.launch.repeated(plan.count(B), tensors), (dgates if dp is None else dp).unbind(0)
+    launch, dps = plan.launch.repeated(plan.count(B), *tensors), (dgates if dp is None else dp).unbind(0)
     idle = None if lengths is None or total is None else ~running(T, lengths)
     for t, previous, current in reversed(order(T, reverse)):
         if total is not None and weight_hr is not None:

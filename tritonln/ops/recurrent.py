@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from tritonln.device import Device, kernels_on
-from tritonln.ops import layer_norm_aten, layer_norm_triton
+from tritonln.ops import layer_norm_aten
 from tritonln.ops.contract import DTYPES, HALF, arithmetic
+from tritonln.ops.layer_norm import LAYER_NORM
 
 
 class LSTMSteps(NamedTuple):
@@ -138,7 +139,7 @@ def norm_forward(
     """LN over the last dimension of x, and the statistics of the rows where they are to be saved."""
     N = x.shape[-1]
     if device is not None:
-        return layer_norm_triton.forward(x, N, weight, bias, eps, x.dtype, save, device)
+        return LAYER_NORM.forward((x,), N, (weight, bias), eps, x.dtype, save, device)
     wide, weight, bias = cast(arithmetic(x.dtype), x, weight, bias)
     y, mean, rstd = torch.native_layer_norm(wide, (N,), weight, bias, eps)
     return y.to(x.dtype), torch.cat([mean, rstd], -1).view(-1, 2) if save else None
@@ -158,7 +159,8 @@ def norm_backward(
         return None, None, None
     N, stats = x.shape[-1], stats.view(-1, 2)
     if device is not None:
-        return layer_norm_triton.backward(dy, x, N, weight, bias, stats, needs, device)
+        dx, dw, db = LAYER_NORM.backward(dy, (x,), N, (weight, bias), stats, needs, device)
+        return dx, dw, db
     return layer_norm_aten.backward(dy, x, N, weight, bias, stats, needs)
 
 

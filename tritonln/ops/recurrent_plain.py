@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.ops import layer_norm_formula
+from tritonln.ops import row_formula
 from tritonln.ops.contract import arithmetic
+from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.ops.recurrent import input_bias, order, running, total_bias, without_autocast, without_padding
 
 
@@ -101,7 +102,7 @@ def norm(rows: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -
     """LN of rows in the dtype of their arithmetic; without a weight they are not normalized."""
     if weight is None:
         return rows if bias is None else rows + bias
-    return layer_norm_formula.forward(rows, rows.shape[-1], weight, bias, eps, rows.dtype)
+    return row_formula.forward(LAYER_NORM, (rows,), rows.shape[-1], (weight, bias), eps, rows.dtype)
 
 
 def norms(rows: Tensor, weight: Tensor, bias: Tensor | None, eps: float, widths: Sequence[int]) -> Tensor:

@@ -32,7 +32,7 @@ class WholeSequence:
     results: tuple[str, ...]
     kernel: Callable[[], Any]
     constants: Callable[[int, bool], tuple[int, ...]]  # of H and the variant
-    stepwise: Callable[[Device, Sequence[Any], Sequence[Any]], None]  # the same on the same (tensors, scalars)
+    stepwise: Callable[[Device, Sequence[Any]], None]  # the same on the same arguments
     demand: Callable[[int], Demand]  # of the bytes of a value of x
     keys: Callable[[int, torch.dtype], Iterator[Mapping[str, torch.dtype | None]]]
     updated: tuple[str, ...] = ()
@@ -67,9 +67,9 @@ class WholeSequence:
 
     def launching(self, H: int, variant: bool, c: Config, device: Device) -> Plan:
         if c == STEPS:
-            return Plan(lambda _, tensors, strides, scalars: self.stepwise(device, tensors, scalars), 1, 1)
+            return Plan(lambda _, *arguments: self.stepwise(device, arguments), 1, 1)
         constants = (*self.constants(H, variant), recurrent.precision(device), c.num_stages, c.block_m, c.block_n)
-        return Plan(Launch(self.kernel(), constants, device, c.num_warps), c.block_m, 0)
+        return Plan(Launch(self.kernel(), constants, device, c.num_warps, of=self.tunable), c.block_m, 0)
 
 
 @planned

@@ -18,25 +18,11 @@ from tritonln.tuning.config import STEPS
 from tritonln.tuning.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.tuning.search import Trial
 from tritonln.tuning.table import path_of, save, user_folder
-from tritonln.tuning.tunable import Key, Tunable
+from tritonln.tuning.tunable import Key, Tunable, registered
 
 Progress = Callable[[Iterable[tuple[Tunable, Key]]], Iterable[tuple[Tunable, Key]]]
 
 LAYER_NORM = ("layer_norm_fwd", "layer_norm_bwd", "column_sum")
-
-
-def registered() -> dict[str, Tunable]:
-    """Every kernel of the library that can be tuned, by name."""
-    from tritonln.ops import (
-        layer_norm_gru_persistent,
-        layer_norm_gru_triton,
-        layer_norm_lstm_persistent,
-        layer_norm_lstm_triton,
-        layer_norm_triton,
-    )
-
-    recurrent = (layer_norm_lstm_triton, layer_norm_lstm_persistent, layer_norm_gru_triton, layer_norm_gru_persistent)
-    return {tunable.name: tunable for operator in (layer_norm_triton, *recurrent) for tunable in operator.TUNABLES}
 
 
 def tune(

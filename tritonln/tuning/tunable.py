@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,7 +48,8 @@ class Tunable:
     safe: Callable[[Key], Config]  # small tiles, no prefetching, no clusters: what candidates are verified against
     keys: Callable[[int, torch.dtype], Iterator[Key]]  # the usual ones of a row length and a dtype of x
     updated: tuple[str, ...] = ()  # the operands that it reads and writes
-    strides: int = 0  # how many row strides it takes; None is passed for each
+    # The kernel's arguments before its scalars: operands, and tuples of them as kernels/operands.py has them.
+    layout: tuple[str | tuple[str, ...], ...] | None = None  # None: all operands, one by one
     scalars: Callable[[int], tuple[float, ...]] = lambda M: (M,)  # of a launch on M rows
     programs_over: str = "M"  # the axis that its programs divide
     steps: int = 1  # of time, in a launch
@@ -64,14 +65,37 @@ class Tunable:
 
     def arguments(
         self, key: Key, plan: Plan, M: int, make: Callable[[str, tuple[int, ...], torch.dtype], Tensor]
-    ) -> tuple[list[Tensor | None], tuple[None, ...], tuple[float, ...]]:
-        """What a launch on M rows takes: (tensors, strides, scalars), each tensor made by `make`."""
+    ) -> tuple[Any, ...]:
+        """What a launch on M rows takes, each tensor made by `make`."""
         P = self.programs(plan, M, key.N)
-        tensors = [
-            make(name, self.shape(name, M, key.N, P), key.operands[name]) if name in key.operands else None
-            for name in self.operands
-        ]
-        return tensors, (None,) * self.strides, self.scalars(M)
+        tensors = {name: make(name, self.shape(name, M, key.N, P), dtype) for name, dtype in key.operands.items()}
+        placed = (
+            tensors.get(part) if isinstance(part, str) else tuple((tensors[n],) if n in tensors else () for n in part)
+            for part in self.layout or self.operands
+        )
+        return *placed, *self.scalars(M)
+
+    def named(self, arguments: Sequence[Any]) -> dict[str, Tensor]:
+        """The tensors of a launch by the names of their operands."""
+        found: dict[str, Tensor] = {}
+        for part, argument in zip(self.layout or self.operands, arguments):
+            if isinstance(part, str):
+                found |= {} if argument is None else {part: argument}
+            else:
+                found |= {name: operand[0] for name, operand in zip(part, argument) if operand}
+        return found
+
+    def streamed(self, arguments: Sequence[Any]) -> int:
+        """Bytes that a launch reads for each value of a row, of the operands that it reads row by row.
+
+        A kernel whose programs divide the columns reads its operands one after the other.
+        """
+        read = {
+            name: t.element_size()
+            for name, t in self.named(arguments).items()
+            if name not in self.results and {"M", "N"} <= {axis[-1] for axis in self.operands[name].split()}
+        }
+        return next(iter(read.values())) if self.programs_over == "N" else sum(read.values())
 
     def shape(self, name: str, M: int, N: int, P: int) -> tuple[int, ...]:
         sizes = {"M": M, "N": N, "P": P}
@@ -93,3 +117,16 @@ class Tunable:
                 names = (python.__globals__.get(name) for name in python.__code__.co_names)
                 waiting += [function.fn for function in names if hasattr(function, "fn")]
         return hashlib.sha256("\n".join(sorted(called.values())).encode()).hexdigest()[:16]
+
+
+_registered: dict[str, Tunable] = {}
+
+
+def register(*tunables: Tunable) -> None:
+    """What an operator says of its kernels when it is imported: the tuner and the inspector find them by name."""
+    _registered.update((tunable.name, tunable) for tunable in tunables)
+
+
+def registered() -> dict[str, Tunable]:
+    """Every kernel that can be tuned, by name."""
+    return dict(_registered)

@@ -1,0 +1,86 @@
+"""The machine code of the row kernels in this tree beside that of another revision: did a change make it worse?
+
+    python -m benchmarks.parity --against REVISION [--targets sm_90,gfx942] [--hidden 64,1024] [--dtypes bf16,fp32]
+
+Both trees compile what layer_norm launches, forward and backward, by `python -m tritonln inspect --json`.  A line is a
+kernel whose code differs; the last line says how many were compared and how many are worse: more spills, narrower
+loads or stores, or over 1 % more instructions an element.  Nothing runs; no GPU is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tarfile
+import tempfile
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+ROOT = pathlib.Path(__file__).parents[1]
+HIDDEN = "64,100,256,320,768,1024,1536,4096,5120,8192,16384,65536"
+SHOWN = ("registers", "spills", "barriers", "loads", "stores", "instructions_per_element")
+ALLOWED = 0.01  # more instructions an element
+
+
+def compiled(tree: pathlib.Path, target: str, dtype: str, hidden: str) -> dict[tuple[str, int], dict[str, Any]]:
+    """The reports of a tree by kernel and row length."""
+    command = [sys.executable, "-m", "tritonln", "inspect", "--json"]
+    command += ["--target", target, "--dtype", dtype, "--hidden", hidden]
+    environment = {**os.environ, "PYTHONPATH": str(tree), "TRITON_INTERPRET": "0"}
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed in {tree}:\n{done.stderr}")
+    reports = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(r["kernel"].replace("_wide", ""), r["hidden"]): r for r in reports}
+
+
+def worse(before: dict[str, Any], after: dict[str, Any]) -> bool:
+    return (
+        after["spills"] > before["spills"]
+        or any(width(after[kind]) < width(before[kind]) for kind in ("loads", "stores"))
+        or after["instructions_per_element"] > (1 + ALLOWED) * before["instructions_per_element"]
+    )
+
+
+def width(counts: dict[str, int]) -> int:
+    """Of the widest access, in bits."""
+    return max(map(int, counts), default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--against", required=True, help="a revision of this repository")
+    parser.add_argument("--targets", default="sm_90,sm_100,gfx942")
+    parser.add_argument("--hidden", default=HIDDEN)
+    parser.add_argument("--dtypes", default="bf16,fp32")
+    arguments = parser.parse_args()
+    archive = subprocess.run(["git", "archive", arguments.against], cwd=ROOT, capture_output=True, check=True).stdout
+    compared = differing = regressions = 0
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            tar.extractall(folder, filter="tar")
+        kinds = [(t, d) for t in arguments.targets.split(",") for d in arguments.dtypes.split(",")]
+        for target, dtype in track(kinds, "compiling", console=Console(stderr=True), transient=True):
+            before, after = (compiled(tree, target, dtype, arguments.hidden) for tree in (pathlib.Path(folder), ROOT))
+            for kernel, hidden in before.keys() & after.keys():
+                old, new = before[kernel, hidden], after[kernel, hidden]
+                compared += 1
+                if all(old[name] == new[name] for name in SHOWN):
+                    continue
+                differing += 1
+                regressions += worse(old, new)
+                changes = [f"{name} {old[name]} -> {new[name]}" for name in SHOWN if old[name] != new[name]]
+                verdict = "WORSE" if worse(old, new) else ""
+                print(f"{target} {kernel} N={hidden} {dtype}: {'; '.join(changes)} {verdict}".rstrip())
+    print(f"{compared} kernels compared with {arguments.against}: {differing} differ, {regressions} worse")
+
+
+if __name__ == "__main__":
+    main()
