@@ -10,6 +10,7 @@ import torch
 from tritonln import clusters
 from tritonln.device import TARGETS, of_arch
 from tritonln.ops.layer_norm import LAYER_NORM
+from tritonln.tuning import layer_norm as rules
 from tritonln.tuning.config import Config
 from tritonln.tuning.tunable import Key
 
@@ -67,3 +68,11 @@ def test_only_what_triton_answered_is_kept(tried: types.SimpleNamespace, code: i
     b300 = of_arch("cuda", 103)
     assert clusters.largest_cluster(b300, 4) == (4 if code == 0 else 1)
     assert tried.files == kept
+
+
+def test_prefetched_tiles_fit_shared_memory() -> None:
+    """All of a tile, also what lies past the row: a row of 33 values takes as much as one of 64."""
+    for device, x, N in itertools.product(TARGETS.values(), (2, 4, 8), [*range(1, 300), 1000, 1032, 3080, 5120, 8192]):
+        c = rules.backward(N, rules.Work(x, 2 * x, 5), device)
+        ahead = (c.num_stages - 1) * c.block_m * c.block_n * c.pieces * 2 * x
+        assert c.num_stages <= 2 or ahead <= device.shared_memory * 3 // 4, (device.name, x, N, c)

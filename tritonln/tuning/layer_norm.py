@@ -92,10 +92,12 @@ def backward(N: int, work: Work, device: Device) -> Config:
     columns, pieces = _pieces(N, x_bytes, warps, max(1, each * x_bytes // 16)) if aligned(N, x_bytes) else (width, 1)
     if width <= tile:
         rows = max(warps * 512 // x_bytes // columns, tile // (max(64, columns) * pieces))
-        return Config(rows, columns, warps, 1, _stages(rows * N * work.streamed, device), 1, pieces)
+        moved, held = rows * N * work.streamed, rows * columns * pieces * work.streamed
+        return Config(rows, columns, warps, 1, _stages(moved, held, device), 1, pieces)
     ctas = largest_cluster(device, width // tile)
     if ctas * tile == width:
-        return Config(1, width, warps, ctas, _stages(N * work.streamed // ctas, device), 1)
+        moved, held = N * work.streamed // ctas, width * work.streamed // ctas
+        return Config(1, width, warps, ctas, _stages(moved, held, device), 1)
     # A group of 16 rows writes 1 byte of partial sums for each value it reads; 4 warps leave room
     # for three programs, 48 KiB in flight.
     return Config(16, 8 * each, 4)
@@ -114,10 +116,13 @@ def _pieces(N: int, x_bytes: int, warps: int, most: int = 4) -> tuple[int, int]:
     return min(columns, next_power_of_2(N)), next_power_of_2(-(-N // columns))
 
 
-def _stages(tile_bytes: int, device: Device) -> int:
-    """As many tiles ahead as put 48 KiB in flight (Little's law asks for 36 on B200), while they fit."""
-    ahead = -(-48 * 1024 // tile_bytes)
-    return 1 + max(1, min(ahead, _fitting(tile_bytes, device), 3))  # more only adds barriers
+def _stages(moved: int, held: int, device: Device) -> int:
+    """As many tiles ahead as put 48 KiB in flight (Little's law asks for 36 on B200), while they fit.
+
+    Of the bytes that shared memory holds for a tile, those past the row are not moved.
+    """
+    ahead = -(-48 * 1024 // moved)
+    return 1 + max(1, min(ahead, _fitting(held, device), 3))  # more only adds barriers
 
 
 def _fitting(tile_bytes: int, device: Device) -> int:
@@ -134,12 +139,12 @@ def backward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
             held = columns * -(-N // columns) / (warps * 32)  # values a thread of one row
             for rows in (1 << i for i in range(12)):
                 if 2 <= held * rows <= 200 / work.tiles:
-                    for stages, programs in _residencies(rows * N * work.streamed, warps, device):
+                    for stages, programs in _residencies(rows * columns * pieces * work.streamed, warps, device):
                         yield Config(rows, columns, warps, 1, stages, programs, pieces)
         for each in VALUES[:3]:
             tile = warps * 32 * each
             if width > tile and _spread(device, ctas := width // tile):
-                for stages, programs in _residencies(N * work.streamed // ctas, warps, device):
+                for stages, programs in _residencies(width * work.streamed // ctas, warps, device):
                     yield Config(1, width, warps, ctas, stages, programs)
             for rows in (8, 16, 32):  # a group's partial sums are 16 / rows bytes a 16-bit value read
                 if 64 <= tile // rows <= width // 2:
