@@ -260,3 +260,20 @@ def test_cells_on_the_meta_device(ours: Any, theirs: Any) -> None:
     found, expected = (flat(cell(4, 5, device="meta")(x)) for cell in (ours, theirs))
     assert [t.shape for t in found] == [t.shape for t in expected]
     assert all(t.is_meta for t in found)
+
+
+@pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormGRU, LayerNormLSTMCell, LayerNormGRUCell])
+def test_fx_records_a_layer_whole_as_torch_s(kind: Any) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.rnn = nn.Linear(5, 4), kind(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found = self.rnn(self.first(x))
+            return found if kind is LayerNormGRUCell else found[0]
+
+    model, x = Model(), torch.randn(6, 5)
+    graph = torch.fx.symbolic_trace(model)
+    assert [node.target for node in graph.graph.nodes if node.op == "call_module"] == ["first", "rnn"]
+    assert graph(x).equal(model(x))

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import Parameter, init
 from torch.nn.utils.rnn import PackedSequence
 
+from tritonln.nn.fx import leaf
 from tritonln.nn.rnn_layout import laid_out
 from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
 from tritonln.ops.layer_norm_gru import layer_norm_gru
@@ -175,6 +176,8 @@ class LayerNormLSTM(_LayerNormRNN):
         *,
         return_cells: bool = False,
     ) -> Any:
+        if isinstance(input, torch.fx.Proxy):
+            return leaf(self, input, hx, return_cells=return_cells)
         states = () if hx is None else tuple(hx)
         if not self.fits(input, states):
             return torch.nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
@@ -256,6 +259,8 @@ class LayerNormGRU(_LayerNormRNN):
         return y, (h_n,), y
 
     def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+        if isinstance(input, torch.fx.Proxy):
+            return leaf(self, input, hx)
         states = () if hx is None else (hx,)
         if not self.fits(input, states):
             return torch.nn.GRU.forward(self, input, hx)  # type: ignore[call-overload]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from tritonln.nn.fx import leaf
 from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
 from tritonln.ops.layer_norm_gru import layer_norm_gru
 from tritonln.ops.layer_norm_lstm import layer_norm_lstm
@@ -70,7 +71,9 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
     def extra_repr(self) -> str:
         return super().extra_repr() + changed(self)
 
-    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None) -> Any:
+        if isinstance(input, torch.fx.Proxy):
+            return leaf(self, input, hx)
         states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * 2 if hx is None else tuple(hx)
         if not fits(self, input, states):
             return super().forward(input, hx)
@@ -122,7 +125,9 @@ class LayerNormGRUCell(torch.nn.GRUCell):
     def extra_repr(self) -> str:
         return super().extra_repr() + changed(self)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Any:
+        if isinstance(input, torch.fx.Proxy):
+            return leaf(self, input, hx)
         h = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
         if not fits(self, input, (h,)):
             return super().forward(input, hx)
