@@ -74,7 +74,7 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
         except Exception as failure:  # whatever the compiler says of a candidate
             trials.append(Trial(config, error=_line(failure)))
             continue
-        partial = [t for name, t in zip(tunable.operands, call.args) if t is not None and tunable.per_program(name)]
+        partial = [t for name, t in tunable.named(call.args).items() if tunable.per_program(name)]
         read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
         found = seconds(report, rows * tunable.steps, device)
         trials.append(Trial(config, found + read_later))
