@@ -21,7 +21,7 @@ def test_short_rows() -> None:
     assert backward <= 1.092  # why not 1.09: "Trades" in benchmarks/README.md
     assert [k.name for k in traffic.forward] == ["layer_norm_fwd"]
     assert [k.name for k in traffic.backward] == ["layer_norm_bwd", "column_sum"]
-    x = next(b for b in traffic.forward[0].buffers if b.name == "x")
+    x = next(b for b in traffic.forward[0].buffers if b.name == "streams")
     assert x.asked == x.distinct == 4096 * 256 * 2
 
 
@@ -31,7 +31,7 @@ def test_wide_rows() -> None:
     forward, backward = traffic.ratios
     assert forward <= 1.1  # the weights count at 32 rows
     assert backward <= 1.25
-    x = next(b for b in traffic.backward[0].buffers if b.name == "x")
+    x = next(b for b in traffic.backward[0].buffers if b.name == "streams")
     assert x.asked == 2 * x.distinct
 
 
