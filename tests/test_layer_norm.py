@@ -17,11 +17,17 @@ from tritonln.device import Device, interpreting
 # ---- sizes and dtypes --------------------------------------------------------------------------
 
 
-@pytest.mark.interpreted
 @pytest.mark.parametrize("dtype", [F32, F16, BF16, F64], ids=str)
-@pytest.mark.parametrize("N", [1, 2, 3, 7, 33, 64, 96, 100, 255, 256, 1000, 1024, 2049])
-def test_hidden_sizes(N: int, dtype: torch.dtype, device: torch.device) -> None:
-    x, w, b, dy = problem(5, N, dtype, device)
+@pytest.mark.parametrize(
+    ("M", "N"),
+    [
+        *(pytest.param(5, N, marks=pytest.mark.interpreted) for N in (1, 2, 3, 7, 33, 64, 100, 256, 1000, 2049)),
+        *((5, N) for N in (8, 17, 31, 32, 65, 96, 127, 129, 255, 511, 768, 1023, 1024, 1536, 2047, 3072)),
+        *((70, N) for N in (1, 2, 3, 8, 17, 33, 64, 100, 255, 256, 768, 1000, 1024, 2049)),
+    ],
+)
+def test_hidden_sizes(M: int, N: int, dtype: torch.dtype, device: torch.device) -> None:
+    x, w, b, dy = problem(M, N, dtype, device)
     expect(x, (N,), w, b, dy)
 
 
@@ -32,8 +38,7 @@ def test_wide_rows(N: int, dtype: torch.dtype, device: torch.device) -> None:
     expect(x, (N,), w, b, dy)
 
 
-@pytest.mark.interpreted
-@pytest.mark.parametrize("N", [40_503, 65_544, 131_072])
+@pytest.mark.parametrize("N", [pytest.param(40_503, marks=pytest.mark.interpreted), 65_544, 131_072])
 def test_rows_over_clusters(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device, gpu: Device) -> None:
     """The configurations that a GPU with clusters gets; the interpreter runs each cluster as one program."""
     if interpreting():
@@ -207,7 +212,8 @@ def strided(kind: str, M: int, N: int, device: torch.device, seed: int) -> Tenso
     # Wide rows only where they are read in place: the rest is copied before it reaches a kernel.
     [
         *(pytest.param(kind, 24, marks=pytest.mark.interpreted) for kind in STRIDED),
-        *((kind, WIDE) for kind in ("odd row stride", "expanded rows", "permuted")),
+        *itertools.product(STRIDED, [7, 1000]),
+        *itertools.product(["odd row stride", "expanded rows", "permuted"], [WIDE]),
     ],
 )
 def test_strides(kind: str, N: int, device: torch.device) -> None:

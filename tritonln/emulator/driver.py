@@ -88,6 +88,7 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
             multi_processor_count=known.multiprocessors, shared_memory_per_block_optin=known.shared_memory,
             shared_memory_per_multiprocessor=known.shared_memory_total, L2_cache_size=known.l2,
             max_threads_per_multi_processor=known.threads, regs_per_multiprocessor=65536, total_memory=80 << 30,
+            gcnArchName="",  # torch's compiler asks a torch without CUDA for it
         )  # fmt: skip
         limits = {"multiprocessor_count": known.multiprocessors, "max_shared_mem": known.shared_memory, "warpSize": 32}
         self.utils = types.SimpleNamespace(

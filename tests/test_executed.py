@@ -1,0 +1,64 @@
+"""What a launch asks of a GPU's memory pipes and schedulers, counted on the emulated H100."""
+
+import pytest
+import torch
+
+from tests.problems import BF16, F32
+from tritonln.device import interpreting
+from tritonln.emulator import measure
+from tritonln.tuning.ahead import registered
+
+pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
+
+TARGET = "sm_90"
+each_size = pytest.mark.parametrize("N", [64, 256, 1024, 4096, 16384])
+each_dtype = pytest.mark.parametrize(("dtype", "parameters"), [(BF16, F32), (BF16, BF16), (F32, F32)], ids=str)
+
+
+@each_dtype
+@each_size
+def test_requests_touch_the_sectors_that_their_bytes_need(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+    # fp32 weights of 8 columns that a lane has of a 16-bit row: two interleaved loads, each of which touches all.
+    interleaved = 2 if parameters != dtype else 1
+    for m in measure.layer_norm(TARGET, N, dtype, parameters):
+        assert m.load_sectors <= 1.01 * interleaved * m.load_least, m.kernel
+        assert m.store_sectors <= m.store_least, m.kernel
+
+
+@each_dtype
+@each_size
+def test_parameters_in_the_forward(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+    """Sectors over those of x: weight and bias come from the cache, for every row that a thread holds anew."""
+    forward, *_ = measure.layer_norm(TARGET, N, dtype, parameters)
+    assert forward.load_sectors * 32 <= (9 if parameters != dtype else 3) * forward.rows * N * dtype.itemsize
+
+
+@each_dtype
+@each_size
+def test_bank_conflicts(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+    for m in measure.layer_norm(TARGET, N, dtype, parameters):
+        if m.kernel == "layer_norm_wide_bwd":  # in its sums over 16 rows, a column's values lie in one bank
+            assert m.wavefronts <= 13 * m.wavefronts_least
+        else:
+            assert m.wavefronts <= min(3000, 1.01 * m.wavefronts_least), m.kernel
+
+
+@each_dtype
+@each_size
+def test_instructions_per_value(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+    """Of a thread.  An H100 issues 40 in the time that DRAM takes to read and write a 16-bit value."""
+    forward, backward, _ = measure.layer_norm(TARGET, N, dtype, parameters)
+    assert forward.executed.instructions_per_element <= 27
+    assert backward.executed.instructions_per_element <= 36
+
+
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=str)
+@pytest.mark.parametrize("H", [32, 64, 128, 256])
+@pytest.mark.parametrize("name", [name for name in registered() if name.startswith(("lstm", "gru"))])
+def test_recurrent_kernels(name: str, H: int, dtype: torch.dtype) -> None:
+    tunable = registered()[name]
+    m = measure.kernel(TARGET, tunable, next(tunable.keys(H, dtype)))
+    if m is None:
+        pytest.skip("its time steps are launched one by one")
+    assert m.wavefronts <= 2 * m.wavefronts_least
+    assert m.load_sectors <= 1.25 * m.load_least
