@@ -54,7 +54,7 @@ def test_as_the_formula(
         # Gradients are differences of terms as large as their factors, 316 of them the rstd of rows of one value.
         factors = (dy, *tensors)
         scale = float(max(t.detach().double().abs().max() for t in factors)) ** 2 * (316 if N == 1 else 1) if i else 0.0
-        assert_close(f"{name} {i}", got, want, M if got.dim() == 1 else 1, 8.0, scale)
+        assert_close(f"{name} {i}", got, want, M if got.dim() == 1 else 1, 64.0 if dtype == F64 else 8.0, scale)
     assert [t.dtype for t in found] == [dtype, *(t.dtype for t in tensors)]
 
 
@@ -130,8 +130,10 @@ def test_rows_that_are_not_centred(device: torch.device) -> None:
         expected = torch.autograd.grad(
             ref := torch.nn.functional.rms_norm(wide[0], (N,), wide[1], 1e-5), wide, dy.double()
         )
-        for got, want in zip((y, *found), (ref, *expected)):
-            assert_close("rms", got, want, 7 if got.dim() == 1 else 1, 4.0, float(dy.abs().max() * w.abs().max()))
+        for got, want in zip((y.detach(), *found), (ref.detach(), *expected)):
+            assert_close(
+                "rms", got, want, 7 if got.dim() == 1 else 1, 4.0, float(dy.abs().max() * w.detach().abs().max())
+            )
 
 
 @triton.jit

@@ -62,6 +62,7 @@ def forward(N: int, work: Work, device: Device) -> Config:
 
 
 def forward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
+    yield forward(N, work, device)
     width = next_power_of_2(N)
     for warps in _launchable(device):
         for each in VALUES:
@@ -131,6 +132,7 @@ def _fitting(tile_bytes: int, device: Device) -> int:
 
 
 def backward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
+    yield backward(N, work, device)
     x_bytes = work.x_bytes
     width = next_power_of_2(N)
     for warps in _launchable(device):
