@@ -113,6 +113,7 @@ def test_variances_below_the_normal_numbers(
     assert dx.isfinite().all()
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize(("N", "stride"), [(64, 1 << 26), (8, 1 << 27), (40_503, 1 << 28)])
 def test_rows_far_apart(N: int, stride: int, device: torch.device, pytestconfig: pytest.Config) -> None:
     """Rows of a tile that are more than 2^31 values apart: x[:, 0] of a large tensor."""
