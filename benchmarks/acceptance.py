@@ -63,7 +63,7 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
     )
     return [
         Step("environment", 20, ("-m", "benchmarks.acceptance", "--environment"), 12),
-        Step("tests of the device", 90, (*tests, "tests/test_gpu.py", "tests/test_gpu_rnn.py", "-rs"), 16),
+        Step("tests of the device", 90, (*tests, "tests/test_gpu.py", "tests/recurrent/test_gpu.py", "-rs"), 16),
         *([Step("tests on the device", 85, (*tests, *whole), 12)] if whole else []),
         Step("copy bandwidth", 30, copies),
         Step("tuning", 115, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ())), partial=True),

@@ -24,8 +24,8 @@ from rich.table import Table
 from torch import Tensor
 
 from benchmarks import stub
-from tritonln.tuning import recurrent
-from tritonln.tuning.config import STEPS
+from tritonln.configurations import recurrent
+from tritonln.configurations.config import STEPS
 
 
 def step(

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from tritonln.configurations import lookup, table
+from tritonln.configurations.config import STEPS
 from tritonln.device import Device, kernels_on, triton_device_type
 from tritonln.launch import Launch
-from tritonln.tuning import lookup, table
-from tritonln.tuning.config import STEPS
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -55,7 +55,7 @@ def aten(monkeypatch: pytest.MonkeyPatch) -> None:
 def stepwise(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Recurrent layers launch their time steps one by one, whatever fits on the chip."""
     lookup.look_again()
-    monkeypatch.setattr("tritonln.tuning.recurrent.persistent", lambda *_: STEPS)
+    monkeypatch.setattr("tritonln.configurations.recurrent.persistent", lambda *_: STEPS)
     yield
     lookup.look_again()
 

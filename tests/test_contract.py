@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import tritonln
-from tests.tolerance import assert_close
+from tests.helpers.tolerance import assert_close
 from tritonln import reference
 from tritonln.device import runs_triton
 from tritonln.ops import contract

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tritonln import clusters
+from tritonln.configurations import rows as rules
+from tritonln.configurations.config import Config
+from tritonln.configurations.tunable import Key
 from tritonln.device import TARGETS, of_arch
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning import layer_norm as rules
-from tritonln.tuning.config import Config
-from tritonln.tuning.tunable import Key
 
 NEAREST = {
     **{("cuda", 90): "sm_90", ("cuda", 103): "sm_100", ("cuda", 87): "sm_86", ("cuda", 121): "sm_120"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.problems import BF16, F32
+from tests.helpers.problems import BF16, F32
 from tritonln.device import interpreting
 from tritonln.emulator import measure
 from tritonln.tuning.ahead import registered

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tritonln
-from tests.problems import BF16, expect, problem
+from tests.helpers.problems import BF16, expect, problem
 from tritonln.clusters import largest_cluster
 from tritonln.device import interpreting, kernels_on, triton_device_type
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from tests.tolerance import assert_close
+from tests.helpers.tolerance import assert_close
 from tritonln.kernels.row import merge_moments, row_moments, row_standardize, row_sum2
 
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tritonln
-from tests.problems import BF16, F16, F32, F64, WIDE, expect, problem, rand, run
-from tests.tolerance import assert_close
+from tests.helpers.problems import BF16, F16, F32, F64, WIDE, expect, problem, rand, run
+from tests.helpers.tolerance import assert_close
 from tritonln import reference
 from tritonln.clusters import largest_cluster
 from tritonln.device import Device, interpreting
@@ -42,7 +42,7 @@ def test_wide_rows(N: int, dtype: torch.dtype, device: torch.device) -> None:
 def test_rows_over_clusters(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device, gpu: Device) -> None:
     """The configurations that a GPU with clusters gets; the interpreter runs each cluster as one program."""
     if interpreting():
-        monkeypatch.setattr("tritonln.tuning.layer_norm.largest_cluster", lambda device, wanted: min(wanted, 16))
+        monkeypatch.setattr("tritonln.configurations.rows.largest_cluster", lambda device, wanted: min(wanted, 16))
     elif largest_cluster(gpu, 2) == 1:
         pytest.skip(f"{gpu.name} with this Triton has no clusters")
     x, w, b, dy = problem(2, N, BF16, device, parameters=F32)

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import tritonln
-from tests.problems import BF16, F32, F64, WIDE, problem, run
-from tests.tolerance import assert_close
+from tests.helpers.problems import BF16, F32, F64, WIDE, problem, run
+from tests.helpers.tolerance import assert_close
 from tritonln import reference
 
 # ---- autograd ----------------------------------------------------------------------------------

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import tritonln
-from tests.problems import BF16, F16, F32, F64, problem
-from tests.tolerance import assert_close
+from tests.helpers.problems import BF16, F16, F32, F64, problem
+from tests.helpers.tolerance import assert_close
 from tritonln import reference
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own, from its forward mode

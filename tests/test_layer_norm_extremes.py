@@ -10,13 +10,13 @@ import triton.language as tl
 from torch import Tensor
 
 import tritonln
-from tests import recurrent
-from tests.problems import BF16, F16, F32, F64, expect, problem, rand
+from tests.helpers import recurrent
+from tests.helpers.problems import BF16, F16, F32, F64, expect, problem, rand
+from tritonln.configurations import lookup
+from tritonln.configurations.config import Config
 from tritonln.device import interpreting
 from tritonln.emulator import emulated_gpu
-from tritonln.kernels.gates import load_gates, own_tile, standardize, store_gates
-from tritonln.tuning import lookup
-from tritonln.tuning.config import Config
+from tritonln.kernels.recurrent.gates import load_gates, own_tile, standardize, store_gates
 
 N = 777  # in no table
 FORWARD = {"one tile": Config(1, 1024, 4), "two rows a tile": Config(2, 1024, 4), "chunks": Config(1, 256, 4)}
@@ -33,8 +33,8 @@ numpy_warns = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.fixture(params=list(FORWARD))
 def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     lookup.look_again()
-    monkeypatch.setattr("tritonln.tuning.layer_norm.forward", lambda *_: FORWARD[request.param])
-    monkeypatch.setattr("tritonln.tuning.layer_norm.backward", lambda *_: BACKWARD[request.param])
+    monkeypatch.setattr("tritonln.configurations.rows.forward", lambda *_: FORWARD[request.param])
+    monkeypatch.setattr("tritonln.configurations.rows.backward", lambda *_: BACKWARD[request.param])
     yield request.param
     lookup.look_again()
 

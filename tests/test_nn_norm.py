@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import tritonln
-from tests.tolerance import assert_close
+from tests.helpers.tolerance import assert_close
 from tritonln import reference
 
 

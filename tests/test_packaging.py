@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
-KERNELS = {f.name for f in (ROOT / "kernels").glob("*.py")}
+KERNELS = {str(f.relative_to(ROOT / "kernels")) for f in (ROOT / "kernels").rglob("*.py")}
 TABLES = {str(f.relative_to(ROOT)) for f in (ROOT / "autotune_cache").rglob("*.json")}
 
 

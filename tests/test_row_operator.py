@@ -8,10 +8,10 @@ import triton
 from torch import Tensor
 
 import tritonln
-from tests.outside_operators import add, add_bwd, clamp, clamp_bwd, clamped_norm, gelu_affine, gelu_affine_bwd
-from tests.outside_operators import layer_norm_gelu as gelu
-from tests.problems import BF16, F16, F32, F64, rand
-from tests.tolerance import assert_close
+from tests.helpers.outside_operators import add, add_bwd, clamp, clamp_bwd, clamped_norm, gelu_affine, gelu_affine_bwd
+from tests.helpers.outside_operators import layer_norm_gelu as gelu
+from tests.helpers.problems import BF16, F16, F32, F64, rand
+from tests.helpers.tolerance import assert_close
 
 WIDE = 16_384 + 77
 OPERATORS = {"layer_norm_gelu": (gelu, 1), "clamped_norm": (clamped_norm, 2)}

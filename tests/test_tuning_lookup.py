@@ -9,20 +9,20 @@ import pytest
 import torch
 
 import tritonln
-from tests.problems import BF16, F16, F32, F64, expect, problem
-from tests.recurrent import expect as expect_recurrent
-from tests.recurrent import gru_problem, lstm_problem
-from tests.tuning import ROWS, clock, key_of, other_than_choice
+from tests.helpers.problems import BF16, F16, F32, F64, expect, problem
+from tests.helpers.recurrent import expect as expect_recurrent
+from tests.helpers.recurrent import gru_problem, lstm_problem
+from tests.helpers.tuning import ROWS, clock, key_of, other_than_choice
 from tritonln import tuning
+from tritonln.configurations import lookup
+from tritonln.configurations.config import STEPS, Config
+from tritonln.configurations.lookup import config_for
+from tritonln.configurations.table import Entry, path_of, save, user_folder
+from tritonln.configurations.tunable import Tunable, registered
 from tritonln.device import TARGETS, Device
 from tritonln.kernels import row
 from tritonln.ops.column_sums import SUMS
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning import lookup
-from tritonln.tuning.config import STEPS, Config
-from tritonln.tuning.lookup import config_for
-from tritonln.tuning.table import Entry, path_of, save, user_folder
-from tritonln.tuning.tunable import Tunable, registered
 
 FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable
 TUNABLES = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable, SUMS
@@ -36,7 +36,7 @@ def test_every_kernel_is_registered() -> None:
     """Those that are launched, by their decorator, against those that a registered tunable launches."""
     folder = pathlib.Path(row.__file__).parent
     launched = re.compile(r"^@triton\.jit\(do_not_specialize=.*\)\ndef (\w+)", re.MULTILINE)
-    names = {name for file in folder.glob("*.py") for name in launched.findall(file.read_text())}
+    names = {name for file in folder.rglob("*.py") for name in launched.findall(file.read_text())}
     assert len(names) == 13
     assert names <= {kernel.fn.__name__ for tunable in registered().values() for kernel in tunable.kernels()}
 

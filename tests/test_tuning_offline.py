@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
+from tritonln.configurations.table import SHIPPED, entry_from, header, path_of
+from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import TARGETS
 from tritonln.ops.column_sums import SUMS
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning.table import SHIPPED, entry_from, header, path_of
-from tritonln.tuning.tunable import Key, Tunable
 
 TUNABLES = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable, SUMS
 

@@ -16,7 +16,7 @@ RANK = """
 import dataclasses, datetime, json, os, pathlib, sys, torch, tritonln
 import torch.distributed as dist
 from tritonln import tuning
-from tritonln.tuning import lookup
+from tritonln.configurations import lookup
 
 rank = int(os.environ["RANK"])
 dist.init_process_group(

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 import tritonln
-from tests.problems import BF16, F32, problem
-from tests.recurrent import gru_problem, lstm_problem
-from tests.tuning import ROWS, clock, key_of, never, other_than_choice
+from tests.helpers.problems import BF16, F32, problem
+from tests.helpers.recurrent import gru_problem, lstm_problem
+from tests.helpers.tuning import ROWS, clock, key_of, never, other_than_choice
 from tritonln import tuning
+from tritonln.configurations import lookup
+from tritonln.configurations.config import STEPS, Config
+from tritonln.configurations.lookup import known
+from tritonln.configurations.tunable import Key, Tunable, registered
 from tritonln.device import Device, interpreting
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import SUMS
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning import lookup, search
-from tritonln.tuning.config import STEPS, Config
-from tritonln.tuning.lookup import known
-from tritonln.tuning.tunable import Key, Tunable, registered
+from tritonln.tuning import search
 
 FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable
 

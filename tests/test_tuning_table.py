@@ -13,11 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tritonln
+from tritonln.configurations import lookup, table
+from tritonln.configurations.lookup import config_for, look_again
+from tritonln.configurations.table import Entry, path_of, read, save, user_folder
 from tritonln.device import TARGETS
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning import lookup, table
-from tritonln.tuning.lookup import config_for, look_again
-from tritonln.tuning.table import Entry, path_of, read, save, user_folder
 
 FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable
 

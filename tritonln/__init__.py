@@ -2,8 +2,8 @@
 
 from tritonln import nn
 from tritonln.ops.layer_norm import layer_norm
-from tritonln.ops.layer_norm_gru import layer_norm_gru
-from tritonln.ops.layer_norm_lstm import layer_norm_lstm
+from tritonln.ops.recurrent.gru import layer_norm_gru
+from tritonln.ops.recurrent.lstm import layer_norm_lstm
 from tritonln.ops.row_operator import row_operator
 from tritonln.version import __version__
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from tritonln.configurations.lookup import Policy
 from tritonln.device import CUDA_TARGETS, TARGETS
 from tritonln.dtypes import DTYPES
-from tritonln.tuning.lookup import Policy
 from tritonln.tuning.search import LIMIT
 
 
@@ -66,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def info() -> None:
+    from tritonln.configurations.table import user_folder
     from tritonln.device import interpreting, runs_triton, triton_device_type
-    from tritonln.tuning.table import user_folder
     from tritonln.version import __version__
 
     try:
@@ -88,9 +88,9 @@ def inspect(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"python -m tritonln inspect: --run executes PTX: expected a target of {CUDA_TARGETS}")
     # An interpreted kernel cannot be compiled, and which it is is settled when it is imported.
     os.environ["TRITON_INTERPRET"] = "0"
+    from tritonln.configurations.tunable import registered
     from tritonln.inspect import Report, inspect_kernel, inspect_layer_norm, table
     from tritonln.tuning.ahead import LAYER_NORM
-    from tritonln.tuning.tunable import registered
 
     target, name, dtypes = arguments.target, arguments.kernel, (DTYPES[arguments.dtype], DTYPES[arguments.weight_dtype])
     reports: list[Report] = []

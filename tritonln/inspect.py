@@ -12,11 +12,11 @@ import dataclasses
 import torch
 
 from tritonln.compile import compile_launch
+from tritonln.configurations.config import STEPS, Config
+from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import TARGETS, Device
 from tritonln.launch import Recorded, recorded, tensors_in
 from tritonln.machine_code import read_amdgcn, read_cubin
-from tritonln.tuning.config import STEPS, Config
-from tritonln.tuning.tunable import Key, Tunable
 
 # A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
 # (2024, arXiv 2402.13499) measured those of A100 and H100.
@@ -99,8 +99,8 @@ def inspect_kernel(
 
     None where a kernel of whole sequences is not launched for rows of `hidden` values, but those of single steps.
     """
-    from tritonln.tuning.lookup import known
-    from tritonln.tuning.tunable import registered
+    from tritonln.configurations.lookup import known
+    from tritonln.configurations.tunable import registered
 
     tunable, device = registered()[kernel], TARGETS[target]
     keys = list(tunable.keys(hidden, dtype))

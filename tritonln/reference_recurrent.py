@@ -1,6 +1,6 @@
 """The oracle of the layer-normalized LSTM and GRU: plain torch, one line an equation.
 
-Same arguments and results as tritonln.ops.layer_norm_lstm and layer_norm_gru, in the dtype of the
+Same arguments and results as tritonln.ops.recurrent.lstm and layer_norm_gru, in the dtype of the
 arguments and differentiable as often as one likes.  Equation numbers are those of Ba, Kiros and
 Hinton (2016, arXiv 1607.06450), supplementary material.
 """

@@ -9,11 +9,11 @@ import triton.language as tl
 from triton import knobs
 
 import tritonln
-from tests.problems import expect, problem
+from tests.helpers.problems import expect, problem
 from tritonln.device import interpreting, kernels_on
 from tritonln.emulator import EmulatedGPU, EmulationError, emulated_gpu
 from tritonln.launch import Launch
-from tritonln.ops.step_graphs import GRAPHS
+from tritonln.ops.recurrent.step_graphs import GRAPHS
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.problems import BF16, F16, F32, F64, expect, problem
-from tests.recurrent import expect as expect_recurrent
-from tests.recurrent import gru_problem, lstm_problem
+from tests.helpers.problems import BF16, F16, F32, F64, expect, problem
+from tests.helpers.recurrent import expect as expect_recurrent
+from tests.helpers.recurrent import gru_problem, lstm_problem
 from tritonln.device import interpreting
 from tritonln.emulator import emulated_gpu
 

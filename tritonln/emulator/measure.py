@@ -7,15 +7,15 @@ import functools
 
 import torch
 
+from tritonln.configurations.config import STEPS, Config
+from tritonln.configurations.lookup import known
+from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import TARGETS, Device, kernels_on
 from tritonln.emulator.counters import Traffic
 from tritonln.emulator.driver import Run, emulated_gpu
 from tritonln.inspect import Executed, layer_norm_launches
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning.config import STEPS, Config
-from tritonln.tuning.lookup import known
 from tritonln.tuning.search import prepared
-from tritonln.tuning.tunable import Key, Tunable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from torch.nn.utils.rnn import PackedSequence
 from tritonln.nn.fx import leaf
 from tritonln.nn.rnn_layout import laid_out
 from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
-from tritonln.ops.layer_norm_gru import layer_norm_gru
-from tritonln.ops.layer_norm_lstm import layer_norm_lstm
+from tritonln.ops.recurrent.gru import layer_norm_gru
+from tritonln.ops.recurrent.lstm import layer_norm_lstm
 
 
 class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):

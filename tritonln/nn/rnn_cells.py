@@ -10,8 +10,8 @@ from torch.nn import Parameter
 
 from tritonln.nn.fx import leaf
 from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
-from tritonln.ops.layer_norm_gru import layer_norm_gru
-from tritonln.ops.layer_norm_lstm import layer_norm_lstm
+from tritonln.ops.recurrent.gru import layer_norm_gru
+from tritonln.ops.recurrent.lstm import layer_norm_lstm
 
 
 def register_norms(cell: torch.nn.Module, sizes: dict[str, int], device: Any, dtype: torch.dtype | None) -> None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
+from tritonln.configurations import rows as rules
+from tritonln.configurations.config import Config
+from tritonln.configurations.lookup import config_for, planned
+from tritonln.configurations.tunable import Key, Tunable, register
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.contract import arithmetic
-from tritonln.tuning import layer_norm as rules
-from tritonln.tuning.config import Config
-from tritonln.tuning.lookup import config_for, planned
-from tritonln.tuning.tunable import Key, Tunable, register
 
 MOST = 8  # that are summed in one launch
 PARTIALS = tuple(f"partial{i}" for i in range(MOST))

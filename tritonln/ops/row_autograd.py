@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tritonln.configurations.tunable import register
 from tritonln.device import Device, kernels_on
 from tritonln.ops import row_formula
 from tritonln.ops.contract import arithmetic, beyond_numbers, needs_grad, output_dtype, refuse_tangents, traced
 from tritonln.ops.rows import RowOperator
-from tritonln.tuning.tunable import register
 
 Columns = tuple[Tensor | None, ...]
 

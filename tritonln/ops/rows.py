@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from tritonln.configurations import rows as rules
+from tritonln.configurations.config import Config
+from tritonln.configurations.lookup import config_for, current_policy, planned
+from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous_rows, empty_like
-from tritonln.tuning import layer_norm as rules
-from tritonln.tuning.config import Config
-from tritonln.tuning.lookup import config_for, current_policy, planned
-from tritonln.tuning.tunable import Key, Tunable
 
 Dtypes = tuple[torch.dtype | None, ...]
 

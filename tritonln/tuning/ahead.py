@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tritonln.configurations.config import STEPS
+from tritonln.configurations.lookup import Clock, Policy, current_policy, fix, look_again
+from tritonln.configurations.table import path_of, save, user_folder
+from tritonln.configurations.tunable import Key, Tunable, registered
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
 from tritonln.dtypes import BY_NAME
 from tritonln.tuning import ranks, search
-from tritonln.tuning.config import STEPS
-from tritonln.tuning.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.tuning.search import Trial
-from tritonln.tuning.table import path_of, save, user_folder
-from tritonln.tuning.tunable import Key, Tunable, registered
 
 Progress = Callable[[Iterable[tuple[Tunable, Key]]], Iterable[tuple[Tunable, Key]]]
 

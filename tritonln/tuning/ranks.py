@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from tritonln.tuning.lookup import fixed
+from tritonln.configurations.lookup import fixed
 
 T = TypeVar("T")
 

@@ -11,13 +11,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from tritonln.configurations.config import STEPS, Config
+from tritonln.configurations.lookup import Clock, current_policy, known, measuring
+from tritonln.configurations.table import Entry, path_of, save, user_folder, warn_once
+from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
 from tritonln.tolerance import error, tolerance
 from tritonln.tuning import ranks
-from tritonln.tuning.config import STEPS, Config
-from tritonln.tuning.lookup import Clock, current_policy, known, measuring
-from tritonln.tuning.table import Entry, path_of, save, user_folder, warn_once
-from tritonln.tuning.tunable import Key, Tunable
 
 LIMIT = 8  # candidates
 RUNNERS_UP = 2

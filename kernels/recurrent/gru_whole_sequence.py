@@ -1,0 +1,145 @@
+"""All time steps of a layer-normalized GRU in one launch, with W_hh on the chip.
+
+    A step is that of layer_norm_gru.py, with p = W_hh h computed here.
+
+    weight          (3H, H)  W_hh, in x's dtype
+    p, dgates, dp   (T, B, 3H)  p None: not stored
+    dy              (T + 1, B, H)  gradient of h; None: zero
+    dh              (B, H)  gradient of the initial state, fp32
+    all others      as in layer_norm_gru.py
+
+The T steps start at `first` and `walk` 1 or -1; the state before step t is in slot t + before, the one after it
+in t + 1 - before.  Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch through all steps.  It reads
+W_hh once and keeps it; the state, backward its gradient, stays in registers.  What a step has of its own is
+read once, STAGES - 1 steps ahead, and written once.
+
+Source: Diamos et al., Persistent RNNs: Stashing Recurrent Weights On-Chip (ICML 2016).
+"""
+
+import triton
+import triton.language as tl
+
+from ..row import load_upcast
+from .gates import load_gates, own_tile, store_gates
+from .gru_steps import advance, load_b_n, load_x, retreat
+from .lstm_steps import running
+from .matrix import load_blocks, products, sum_of_products
+
+
+@triton.jit(do_not_specialize=["T", "B", "first", "walk", "before"])
+def gru_persistent_fwd(
+    x_rz_ptr,
+    x_n_ptr,
+    weight_ptr,
+    w_hh_ptr,
+    b_hh_ptr,
+    lengths_ptr,
+    state_ptr,
+    h_ptr,
+    p_ptr,
+    stats_rz_ptr,
+    stats_n_ptr,
+    T: tl.int64,
+    B: tl.int64,
+    first: tl.int64,
+    walk: tl.int64,
+    before: tl.int64,
+    eps: tl.float64,
+    H: tl.constexpr,
+    RZ: tl.constexpr,
+    N_ROW: tl.constexpr,
+    JOINT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
+    col = tl.arange(0, BLOCK_H)[None, :]
+    row = rows * H + cols
+    gate_row = rows * (3 * H) + cols
+
+    blocks = load_blocks(weight_ptr, 1, H, H, 3, BLOCK_H)
+    w_hh, b_n = load_gates(w_hh_ptr, col, col < H, H, 3), load_b_n(b_hh_ptr, col, col < H, H)
+    length = T
+    if lengths_ptr is not None:
+        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
+    initial = (first + before) * B * H + row
+    h = load_upcast(state_ptr + initial, inside)
+    rounded = h
+    if h_ptr is not None:
+        rounded = tl.load(h_ptr + initial, mask=inside, other=0.0)
+    for step in tl.range(0, T, num_stages=STAGES):
+        t = first + step * walk
+        current = (t + 1 - before) * B * H + row
+        x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
+        p = products(rounded, blocks, PRECISION)
+        if p_ptr is not None:
+            store_gates(p_ptr + t * B * 3 * H, gate_row, inside, H, p)
+        new_h = advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT)
+        h = tl.where(t < length, new_h, h)
+        rounded = h.to(rounded.dtype)
+        tl.store(state_ptr + current, h, mask=inside)
+        if h_ptr is not None:
+            tl.store(h_ptr + current, rounded, mask=inside)
+
+
+@triton.jit(do_not_specialize=["T", "B", "first", "walk", "before"])
+def gru_persistent_bwd(
+    dy_ptr,
+    x_rz_ptr,
+    x_n_ptr,
+    p_ptr,
+    weight_ptr,
+    w_hh_ptr,
+    b_hh_ptr,
+    lengths_ptr,
+    state_ptr,
+    stats_rz_ptr,
+    stats_n_ptr,
+    dgates_ptr,
+    dm_ptr,
+    dp_ptr,
+    dh_ptr,
+    T: tl.int64,
+    B: tl.int64,
+    first: tl.int64,
+    walk: tl.int64,
+    before: tl.int64,
+    H: tl.constexpr,
+    RZ: tl.constexpr,
+    N_ROW: tl.constexpr,
+    JOINT: tl.constexpr,
+    PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+):
+    row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
+    col = tl.arange(0, BLOCK_H)[None, :]
+    row = rows * H + cols
+    gate_row = rows * (3 * H) + cols
+
+    blocks = load_blocks(weight_ptr, H, 1, H, 3, BLOCK_H)
+    dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
+    for step in tl.range(0, T, num_stages=STAGES):
+        t = first + step * walk
+        previous, current = (t + before) * B * H + row, (t + 1 - before) * B * H + row
+        p = load_gates(p_ptr + t * B * 3 * H, gate_row, inside, H, 3)
+        x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
+        h = load_upcast(state_ptr + previous, inside)
+        # Again in every step: through all of them they would take registers that there are not.
+        w_hh, b_n = load_gates(w_hh_ptr, col, col < H, H, 3), load_b_n(b_hh_ptr, col, col < H, H)
+        if dy_ptr is not None:
+            dh += load_upcast(dy_ptr + current, inside)
+        runs = inside
+        if lengths_ptr is not None:
+            runs = inside & running(lengths_ptr, t, rows, B)
+        dgates, dm, dp, kept = retreat(
+            p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT
+        )
+        store_gates(dgates_ptr + t * B * 3 * H, gate_row, inside, H, dgates)
+        tl.store(dm_ptr + t * B * H + row, dm, mask=inside)
+        store_gates(dp_ptr + t * B * 3 * H, gate_row, inside, H, dp)
+        dh = kept + sum_of_products(dp, blocks, PRECISION)
+    tl.store(dh_ptr + row, dh, mask=inside)

@@ -1,0 +1,83 @@
+"""What training relies on: initial values, torch.compile, autocast, 16-bit layers."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.helpers.recurrent import flat
+from tritonln.nn import LayerNormGRU, LayerNormLSTM
+
+pytestmark = pytest.mark.usefixtures("aten")
+
+LAYERS = [LayerNormLSTM, LayerNormGRU]
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_gradients_stay_flat_over_constant_rows(layer: Any) -> None:
+    """Left padding: steps whose input is zero.  With biases that start at zero each of them multiplies the
+    gradient by 1/sqrt(eps) and more, to overflow.
+    """
+    norms: dict[bool, list[float]] = {}
+    for zero in (False, True):
+        norms[zero] = []
+        for padding in (0, 2, 4):
+            torch.manual_seed(0)
+            rnn = layer(8, 32)
+            if zero:
+                for name, p in rnn.named_parameters():
+                    if "bias" in name:
+                        nn.init.zeros_(p)
+            x = torch.cat([torch.zeros(padding, 4, 8), torch.randn(10, 4, 8)])
+            rnn(x)[0][-1].sum().backward()
+            norms[zero].append(float(torch.stack([p.grad.norm() for p in rnn.parameters()]).norm()))
+    uniform, zeros = norms[False], norms[True]
+    assert max(uniform) <= 3 * min(uniform)
+    assert zeros[2] >= 1e3 * zeros[0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.parametrize("layer", LAYERS)
+def test_compiled_without_a_graph_break(layer: Any) -> None:
+    torch._dynamo.reset()
+    rnn, x = layer(4, 5, num_layers=2, bidirectional=True), torch.randn(6, 3, 4)
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    expected = rnn(x)[0]
+    found = compiled(x)[0]
+    assert found.equal(expected)
+    a, b = (torch.autograd.grad(y.square().sum(), list(rnn.parameters())) for y in (expected, found))
+    assert all(p.equal(q) for p, q in zip(a, b))
+
+
+def test_a_direction_is_one_op_of_the_graph() -> None:
+    graphs: list[torch.fx.GraphModule] = []
+
+    def keeping(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    torch._dynamo.reset()
+    torch.compile(LayerNormLSTM(4, 5), fullgraph=True, backend=keeping)(torch.randn(6, 3, 4))
+    (graph,) = graphs
+    ops = [str(n.target) for n in graph.graph.nodes if "tritonln" in str(n.target)]
+    assert len(ops) == 1, ops
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_autocast(layer: Any) -> None:
+    rnn, x = layer(4, 5), torch.randn(6, 3, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        y, _ = rnn(x)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
+
+
+@pytest.mark.parametrize(("layer", "dtype"), list(itertools.product(LAYERS, [torch.float16, torch.bfloat16])))
+def test_16_bit_layers(layer: Any, dtype: torch.dtype) -> None:
+    rnn, x = layer(4, 5, dtype=dtype), torch.randn(6, 3, 4).to(dtype)
+    y, state = rnn(x)
+    assert all(t.dtype == dtype for t in flat((y, state)))
+    torch.testing.assert_close(y.float(), rnn.float()(x.float())[0], rtol=0, atol=4 * torch.finfo(dtype).eps)

@@ -1,0 +1,132 @@
+"""A kernel as the tuner sees it.  Declaring one is all that an operator does to be tuned."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonln.configurations.config import Config
+from tritonln.device import Device
+from tritonln.dtypes import NAMES
+from tritonln.launch import Plan
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """All that a configuration may depend on beside the device.  The number of rows is not among it."""
+
+    kernel: str
+    N: int
+    operands: Mapping[str, torch.dtype] = dataclasses.field(hash=False)  # those present, in the kernel's order
+
+    def __str__(self) -> str:
+        return " ".join([f"N={self.N}", *(f"{name}={NAMES[dtype]}" for name, dtype in self.operands.items())])
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Tunable:
+    """A kernel, or several that compute the same in different regimes.
+
+    `operands` are its tensors in the order of its parameters, each with its axes: M rows, N columns,
+    P programs, a number, or a multiple such as 4N.
+    """
+
+    name: str
+    operands: Mapping[str, str]
+    results: tuple[str, ...]  # the operands that it writes without having read them
+    kernels: Callable[[], tuple[Any, ...]]
+    plan: Callable[[Key, Config, Device], Plan]
+    choice: Callable[[Key, Device], Config]  # what is launched where no table knows the key
+    candidates: Callable[[Key, Device], Iterable[Config]]  # all legal configurations
+    safe: Callable[[Key], Config]  # small tiles, no prefetching, no clusters: what candidates are verified against
+    keys: Callable[[int, torch.dtype], Iterator[Key]]  # the usual ones of a row length and a dtype of x
+    updated: tuple[str, ...] = ()  # the operands that it reads and writes
+    # The kernel's arguments before its scalars: operands, and tuples of them as kernels/operands.py has them.
+    layout: tuple[str | tuple[str, ...], ...] | None = None  # None: all operands, one by one
+    scalars: Callable[[int], tuple[float, ...]] = lambda M: (M,)  # of a launch on M rows
+    programs_over: str = "M"  # the axis that its programs divide
+    steps: int = 1  # of time, in a launch
+    latency_bound: bool = False  # then the model, which knows of memory and arithmetic, tells spilling candidates only
+    most_rows: Callable[[Device], int | float] = lambda device: math.inf  # that it is given, as a rule
+
+    def key(self, N: int, **dtypes: torch.dtype | None) -> Key:
+        present = {name: dtypes[name] for name in self.operands if dtypes.get(name) is not None}
+        return Key(self.name, N, present)  # type: ignore[arg-type]
+
+    def programs(self, plan: Plan, M: int, N: int) -> int:
+        return plan.count(M if self.programs_over == "M" else N)
+
+    def arguments(
+        self, key: Key, plan: Plan, M: int, make: Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+    ) -> tuple[Any, ...]:
+        """What a launch on M rows takes, each tensor made by `make`."""
+        P = self.programs(plan, M, key.N)
+        tensors = {name: make(name, self.shape(name, M, key.N, P), dtype) for name, dtype in key.operands.items()}
+        placed = (
+            tensors.get(part) if isinstance(part, str) else tuple((tensors[n],) if n in tensors else () for n in part)
+            for part in self.layout or self.operands
+        )
+        return *placed, *self.scalars(M)
+
+    def named(self, arguments: Sequence[Any]) -> dict[str, Tensor]:
+        """The tensors of a launch by the names of their operands."""
+        found: dict[str, Tensor] = {}
+        for part, argument in zip(self.layout or self.operands, arguments):
+            if isinstance(part, str):
+                found |= {} if argument is None else {part: argument}
+            else:
+                found |= {name: operand[0] for name, operand in zip(part, argument) if operand}
+        return found
+
+    def streamed(self, arguments: Sequence[Any]) -> int:
+        """Bytes that a launch reads for each value of a row, of the operands that it reads row by row.
+
+        A kernel whose programs divide the columns reads its operands one after the other.
+        """
+        read = {
+            name: t.element_size()
+            for name, t in self.named(arguments).items()
+            if name not in self.results and {"M", "N"} <= {axis[-1] for axis in self.operands[name].split()}
+        }
+        return next(iter(read.values())) if self.programs_over == "N" else sum(read.values())
+
+    def shape(self, name: str, M: int, N: int, P: int) -> tuple[int, ...]:
+        sizes = {"M": M, "N": N, "P": P}
+        axes = [(axis.rstrip("MNP"), axis.lstrip("0123456789")) for axis in self.operands[name].split()]
+        return tuple(int(factor or 1) * sizes.get(letter, 1) for factor, letter in axes)
+
+    def per_program(self, name: str) -> bool:
+        """Whether an operand has a row for each program, which is to be added up."""
+        return self.operands[name].startswith("P")
+
+    def source(self) -> str:
+        """A digest of the kernels and of every device function that they call."""
+        called: dict[Any, str] = {}
+        waiting = [kernel.fn for kernel in self.kernels()]  # of a JITFunction, and of what the interpreter has for one
+        while waiting:
+            python = waiting.pop()
+            if python not in called:
+                called[python] = inspect.getsource(python)
+                names = (python.__globals__.get(name) for name in python.__code__.co_names)
+                waiting += [function.fn for function in names if hasattr(function, "fn")]
+        return hashlib.sha256("\n".join(sorted(called.values())).encode()).hexdigest()[:16]
+
+
+_registered: dict[str, Tunable] = {}
+
+
+def register(*tunables: Tunable) -> None:
+    """What an operator says of its kernels when it is imported: the tuner and the inspector find them by name."""
+    _registered.update((tunable.name, tunable) for tunable in tunables)
+
+
+def registered() -> dict[str, Tunable]:
+    """Every kernel that can be tuned, by name."""
+    return dict(_registered)

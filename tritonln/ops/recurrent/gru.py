@@ -1,0 +1,236 @@
+"""layer_norm_gru: one layer in one direction; the public function, autograd, and the custom op for traced code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
+from tritonln.ops.recurrent import plain
+from tritonln.ops.recurrent.autograd import Arguments, Backward
+from tritonln.ops.recurrent.gru_sequence import backward, forward
+from tritonln.ops.recurrent.shared import (
+    autocast_dtype,
+    cast,
+    check,
+    check_lengths,
+    fake_gradients,
+    filled,
+    present,
+    real,
+)
+
+
+def layer_norm_gru(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    ln_ih_weight: Tensor,
+    ln_hh_weight: Tensor,
+    *,
+    joint: bool = False,
+    lengths: Tensor | None = None,
+    reverse: bool = False,
+    eps: float = 1e-5,
+    cuda_graph: bool = True,
+) -> tuple[Tensor, Tensor]:
+    r"""A layer-normalized GRU over a sequence: one layer, one direction.
+
+    .. math::
+        (r, z) &= \sigma(\mathrm{LN}(W_{hh}^{rz} h_{t-1}; w_{hh}, b_{hh})
+                  + \mathrm{LN}(W_{ih}^{rz} x_t; w_{ih}, b_{ih})) \\
+        n &= \tanh(\mathrm{LN}(W_{ih}^n x_t; w_{ih}, b_{ih}) + r \, \mathrm{LN}(W_{hh}^n h_{t-1}; w_{hh}, b_{hh})) \\
+        h_t &= (1 - z) \, n + z \, h_{t-1}
+
+    The norms are over the 2H values of r and z and the H of n; where ``joint``, over all 3H together, as
+    some implementations do.  z keeps the old state as in torch; the paper's z is 1 - z.
+
+    Args:
+        x: ``(T, B, I)``; fp32, fp16, bf16 or fp64.
+        h0: ``(B, H)``.
+        weight_ih, weight_hh: ``(3H, I)`` and ``(3H, H)``, gates in torch's order r, z, n.
+        bias_ih, bias_hh: ``(3H,)``, the biases of the norms; both or neither.
+        ln_ih_weight, ln_hh_weight: ``(3H,)``, the gains of the norms.
+        lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others, whose
+            ``x`` is not read.
+        reverse: walk from the last step to the first.
+        eps: added to each variance.
+        cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
+
+    The biases and the gains may be fp32 for a 16-bit ``x``.  Under autocast ``x``, ``h0`` and the weight
+    matrices are cast to its dtype.
+
+    Returns:
+        ``y, h_n``: h of every step ``(T, B, H)`` and the last, in ``x``'s dtype.  The state that steps hand
+        on, all statistics and all sums are fp32 (fp64 for fp64 ``x``); the products see it rounded.
+
+    Saved for backward, beside the arguments: a step and row 9H values of ``x``'s dtype (W_ih x, its norm,
+    W_hh h), the states, H of ``x``'s dtype and, where that is 16-bit, of fp32, and 32 bytes of statistics (16
+    where ``joint``).  The results are the caller's to change in place.
+
+    Forward mode, torch.func's transforms, batched gradients, derivatives of derivatives (of any order) and
+    torch.jit.trace run in plain torch, which takes some twenty operators a step.  Compiled code has first
+    derivatives only.
+
+    Raises:
+        RuntimeError: for shapes, dtypes and devices that do not fit.
+
+    Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), section 3.1 and the
+    supplement's equations 26 to 28.
+    """
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, h0, weight_ih, weight_hh = cast(dtype, x, h0, weight_ih, weight_hh)
+    if (bias_ih is None) != (bias_hh is None):
+        raise RuntimeError("layer_norm_gru: expected both or neither of bias_ih and bias_hh")
+    H, I = h0.shape[-1], x.shape[-1]
+    check(
+        "layer_norm_gru",
+        x,
+        {
+            "h0": (h0, (*x.shape[1:2], H)),
+            "weight_ih": (weight_ih, (3 * H, I)),
+            "weight_hh": (weight_hh, (3 * H, H)),
+            "bias_ih": (bias_ih, (3 * H,)),
+            "bias_hh": (bias_hh, (3 * H,)),
+            "ln_ih_weight": (ln_ih_weight, (3 * H,)),
+            "ln_hh_weight": (ln_hh_weight, (3 * H,)),
+        },
+        products=("h0", "weight_ih", "weight_hh"),
+    )
+    check_lengths("layer_norm_gru", lengths, x)
+    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    arguments = (*tensors, lengths, reverse, joint, float(eps), cuda_graph)
+    h: Any
+    if transformed():
+        save, (h,) = False, plain.gru(*arguments)  # autograd saves what it needs
+    elif traced(*tensors):
+        h, *_ = layer_norm_gru_op(*arguments, save)
+    elif save:
+        h = _LayerNormGRU.apply(*arguments)
+    else:
+        h, *_ = forward(*_grouped(arguments), False)
+    steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
+    # What is saved for backward is nobody's to change.
+    return h[steps].clone() if save else h[steps], h[last].clone()
+
+
+# ---- eager -------------------------------------------------------------------------------------
+
+
+class _LayerNormGRU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor | None:
+        h, *saved = forward(*_grouped(arguments), True)
+        _backward.save(ctx, _grouped(arguments), (h, *saved))
+        return h
+
+    @staticmethod
+    def backward(ctx: Any, dh: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *_backward(ctx, dh), None, None, None, None, None
+
+
+def _grouped(arguments: tuple[Any, ...]) -> Arguments:
+    return Arguments(arguments[:8], arguments[8], arguments[9:13])
+
+
+# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
+
+
+@torch.library.custom_op("tritonln::layer_norm_gru", mutates_args=())
+def layer_norm_gru_op(
+    x: Tensor,
+    h0: Tensor,
+    weight_ih: Tensor,
+    weight_hh: Tensor,
+    bias_ih: Tensor | None,
+    bias_hh: Tensor | None,
+    ln_ih_weight: Tensor,
+    ln_hh_weight: Tensor,
+    lengths: Tensor | None,
+    reverse: bool,
+    joint: bool,
+    eps: float,
+    cuda_graph: bool,
+    save: bool,
+) -> list[Tensor]:
+    refuse_tangents("layer_norm_gru")
+    inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    h, *saved = forward(inputs, lengths, (reverse, joint, eps, cuda_graph), save)
+    return list(filled(x, h, *(saved if save else [None] * 9)))
+
+
+@layer_norm_gru_op.register_fake
+def _(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
+    joint, save = rest[-4], rest[-1]
+    (T, B, _), H, dtype = x.shape, h0.shape[1], arithmetic(x.dtype)
+    h = x.new_empty((T + 1, B, H))
+    if not save:
+        return list(filled(x, h, *[None] * 9))
+    width = 3 * H if joint else 2 * H
+    return list(
+        filled(
+            x,
+            h,
+            None if x.dtype == dtype else x.new_empty((T + 1, B, H), dtype=dtype),
+            x.new_empty((T, B, 3 * H)),
+            x.new_empty((T, B, width)),
+            None if joint else x.new_empty((T, B, H)),
+            x.new_empty((T * B, 2), dtype=dtype),
+            None if joint else x.new_empty((T * B, 2), dtype=dtype),
+            x.new_empty((T, B, 3 * H)),
+            x.new_empty((T, B, 2), dtype=dtype),
+            None if joint else x.new_empty((T, B, 2), dtype=dtype),
+        )
+    )
+
+
+@torch.library.custom_op("tritonln::layer_norm_gru_backward", mutates_args=())
+def layer_norm_gru_backward_op(
+    dh: Tensor | None,
+    inputs: Sequence[Tensor | None],
+    saved: Sequence[Tensor | None],
+    lengths: Tensor | None,
+    reverse: bool,
+    joint: bool,
+    eps: float,
+    cuda_graph: bool,
+    needs: Sequence[bool],
+) -> list[Tensor]:
+    inputs = real(inputs)
+    found = backward(dh, inputs, present(saved), lengths, (reverse, joint, eps, cuda_graph), needs)
+    return list(filled(inputs[0], *found))
+
+
+@layer_norm_gru_backward_op.register_fake
+def _(dh: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
+    return fake_gradients(inputs, rest[-1])
+
+
+_backward = Backward(8, plain.gru, layer_norm_gru_backward_op, backward)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    _backward.save(ctx, _grouped(inputs), output)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    return *_backward(ctx, gradients[0]), None, None, None, None, None, None
+
+
+layer_norm_gru_op.register_autograd(_op_backward, setup_context=_setup_context)
+
+
+@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm_gru.default)
+def _(*arguments: Any) -> list[Tensor]:
+    """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
+    (h,) = plain.gru(*arguments[:-1])
+    return list(filled(h, h, *[None] * 9))

@@ -1,0 +1,119 @@
+"""layer_norm_lstm over a sequence, forward and backward: what is hoisted out of the time steps, and the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tritonln.ops.contract import arithmetic, contiguous
+from tritonln.ops.recurrent import lstm_aten, lstm_steps, lstm_whole_sequence
+from tritonln.ops.recurrent.shared import (
+    LSTMSteps,
+    device_of,
+    norm_backward,
+    norm_forward,
+    product,
+    total_bias,
+    without_autocast,
+    without_padding,
+)
+
+
+def forward(
+    inputs: Sequence[Any],
+    lengths: Tensor | None,
+    constants: tuple[bool, bool, float, bool],
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """(h, c, wx, gates_x, stats_x, p, stats, m): the states of all steps, and what the backward wants to know.
+
+    wx = W_ih x and gates_x = LN(wx) with both biases, the same where gates are not normalized: wx is None then.
+    """
+    x, h0, c0, weight_ih, _, bias_ih, bias_hh, ln_ih_weight, *_ = inputs
+    *_, eps, cuda_graph = constants
+    device, x = device_of(x, c0), without_padding(x, lengths)
+    with without_autocast(x):
+        bias = total_bias(bias_ih, bias_hh)
+        wx = stats_x = None
+        if ln_ih_weight is None:
+            gates_x = F.linear(x, weight_ih, None if bias is None else bias.to(x.dtype))
+        else:
+            wx = F.linear(x, weight_ih)
+            gates_x, stats_x = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
+        s = _steps(inputs, lengths, constants)
+        if device is None:
+            found = lstm_aten.forward(gates_x, h0, c0, s, save)
+        else:
+            found = lstm_whole_sequence.forward(gates_x, h0, c0, s, save, device) or lstm_steps.forward(
+                gates_x, h0, c0, s, save, cuda_graph, device
+            )
+    h, c, p, stats, m = found
+    return h, c, wx, gates_x, stats_x, p, stats, m
+
+
+def _steps(inputs: Sequence[Any], lengths: Tensor | None, constants: tuple[bool, bool, float, bool]) -> LSTMSteps:
+    *_, weight_hh, _, _, _, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = inputs
+    tensors = map(contiguous, (weight_hh, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr, lengths))
+    return LSTMSteps(*tensors, *constants[:3])  # type: ignore[call-arg, arg-type]
+
+
+def backward(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    inputs: Sequence[Any],
+    saved: Sequence[Any],
+    lengths: Tensor | None,
+    constants: tuple[bool, bool, float, bool],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, ...]:
+    """The gradients of the inputs in their dtypes, each None unless needed."""
+    h, c, wx, gates_x, stats_x, p, stats, m = saved
+    if p is None:  # the graph was captured where nothing asked for gradients
+        h, c, wx, gates_x, stats_x, p, stats, m = forward(inputs, lengths, constants, True)
+    x, _, c0, weight_ih, _, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, *_ = inputs
+    reverse, *_, cuda_graph = constants
+    device, x = device_of(x, c0), without_padding(x, lengths)
+    s = _steps(inputs, lengths, constants)
+    with without_autocast(x):
+        if device is None:
+            found = lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, s)
+        else:
+            found = lstm_whole_sequence.backward(dh, dc, gates_x, p, stats, c, s, device) or lstm_steps.backward(
+                dh, dc, gates_x, p, stats, h, c, s, cuda_graph, device
+            )
+        dgates, dp, dh0, dc0, dw_c, db_c, dh_total = found
+        after = slice(None, -1) if reverse else slice(1, None)
+        before = slice(1, None) if reverse else slice(None, -1)
+        need_x, _, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh, _, _, need_hr = needs
+        need_bias = need_bias_ih or need_bias_hh
+        dw_hh = product(dp, h[before]) if need_hh else None
+        del found, dp  # before dwx takes as much
+        dwx: Any = dgates
+        dw_x, dw_h, bias = None, None, total_bias(bias_ih, bias_hh)
+        if ln_ih_weight is not None:
+            wanted = (need_x or need_ih, need_ln_ih, need_bias)
+            dwx, dw_x, db = norm_backward(dgates, wx, ln_ih_weight, bias, stats_x, wanted, device)
+            _, dw_h, _ = norm_backward(dgates, p, ln_hh_weight, None, stats, (False, need_ln_hh, False), device)
+        else:
+            db = dgates.sum((0, 1), dtype=arithmetic(x.dtype)) if need_bias else None
+        gradients = (
+            dwx @ weight_ih if need_x else None,
+            dh0,
+            dc0,
+            product(dwx, x) if need_ih else None,
+            dw_hh,
+            db if need_bias_ih else None,
+            db.clone() if db is not None and need_bias_ih and need_bias_hh else db,
+            dw_x,
+            dw_h,
+            dw_c,
+            db_c,
+            product(dh_total, m[after]) if need_hr and dh_total is not None else None,
+        )
+    return tuple(
+        g.to(t.dtype) if g is not None and t is not None and needed else None
+        for g, t, needed in zip(gradients, inputs, needs)
+    )
