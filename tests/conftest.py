@@ -48,7 +48,7 @@ def device() -> torch.device:
 def aten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recurrent layers take the path of tensors that no kernel serves, fast on a CPU."""
     for operator in ("lstm", "gru"):
-        monkeypatch.setattr(f"tritonln.ops.layer_norm_{operator}_sequence.device_of", lambda x, state: None)
+        monkeypatch.setattr(f"tritonln.ops.recurrent.{operator}_sequence.device_of", lambda x, state: None)
 
 
 @pytest.fixture
