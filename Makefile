@@ -21,6 +21,7 @@ check: $(VENV)/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 # Measures on a GPU; without one compiles, counts and models.  Ends by naming the report.
 bench: $(VENV)/installed

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from tests.helpers.problems import BF16, F32
+from tritonln import executed
+from tritonln.configurations.tunable import registered
 from tritonln.device import interpreting
-from tritonln.emulator import measure
-from tritonln.tuning.ahead import registered
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
 
@@ -20,7 +20,7 @@ each_dtype = pytest.mark.parametrize(("dtype", "parameters"), [(BF16, F32), (BF1
 def test_requests_touch_the_sectors_that_their_bytes_need(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
     # fp32 weights of 8 columns that a lane has of a 16-bit row: two interleaved loads, each of which touches all.
     interleaved = 2 if parameters != dtype else 1
-    for m in measure.layer_norm(TARGET, N, dtype, parameters):
+    for m in executed.training("layer_norm", TARGET, N, dtype, parameters):
         assert m.load_sectors <= 1.01 * interleaved * m.load_least, m.kernel
         assert m.store_sectors <= m.store_least, m.kernel
 
@@ -29,14 +29,14 @@ def test_requests_touch_the_sectors_that_their_bytes_need(N: int, dtype: torch.d
 @each_size
 def test_parameters_in_the_forward(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
     """Sectors over those of x: weight and bias come from the cache, for every row that a thread holds anew."""
-    forward, *_ = measure.layer_norm(TARGET, N, dtype, parameters)
+    forward, *_ = executed.training("layer_norm", TARGET, N, dtype, parameters)
     assert forward.load_sectors * 32 <= (9 if parameters != dtype else 3) * forward.rows * N * dtype.itemsize
 
 
 @each_dtype
 @each_size
 def test_bank_conflicts(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
-    for m in measure.layer_norm(TARGET, N, dtype, parameters):
+    for m in executed.training("layer_norm", TARGET, N, dtype, parameters):
         if m.kernel == "layer_norm_wide_bwd":  # in its sums over 16 rows, a column's values lie in one bank
             assert m.wavefronts <= 13 * m.wavefronts_least
         else:
@@ -47,7 +47,7 @@ def test_bank_conflicts(N: int, dtype: torch.dtype, parameters: torch.dtype) -> 
 @each_size
 def test_instructions_per_value(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
     """Of a thread.  An H100 issues 40 in the time that DRAM takes to read and write a 16-bit value."""
-    forward, backward, _ = measure.layer_norm(TARGET, N, dtype, parameters)
+    forward, backward, _ = executed.training("layer_norm", TARGET, N, dtype, parameters)
     assert forward.executed.instructions_per_element <= 27
     assert backward.executed.instructions_per_element <= 36
 
@@ -57,7 +57,7 @@ def test_instructions_per_value(N: int, dtype: torch.dtype, parameters: torch.dt
 @pytest.mark.parametrize("name", [name for name in registered() if name.startswith(("lstm", "gru"))])
 def test_recurrent_kernels(name: str, H: int, dtype: torch.dtype) -> None:
     tunable = registered()[name]
-    m = measure.kernel(TARGET, tunable, next(tunable.keys(H, dtype)))
+    m = executed.kernel(TARGET, tunable, next(tunable.keys(H, dtype)))
     if m is None:
         pytest.skip("its time steps are launched one by one")
     assert m.wavefronts <= 2 * m.wavefronts_least

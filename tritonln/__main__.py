@@ -39,7 +39,9 @@ def parser() -> argparse.ArgumentParser:
         "--weight-dtype", choices=DTYPES, default="fp32", help="of weight and bias (default: %(default)s)"
     )
     inspect.add_argument(
-        "--kernel", help="only this one, such as layer_norm_bwd; or a recurrent one, such as lstm_step_bwd"
+        "--kernel",
+        default="layer_norm",
+        help="an operator on rows, or one kernel such as layer_norm_bwd or lstm_step_bwd (default: %(default)s)",
     )
     inspect.add_argument(
         "--run", action="store_true", help="run each on an emulated GPU too, and count (NVIDIA's targets)"
@@ -49,7 +51,12 @@ def parser() -> argparse.ArgumentParser:
     tune.add_argument("--hidden", type=sizes, default=[], help="row lengths, comma separated")
     tune.add_argument("--dtype", choices=DTYPES, default="bf16", help="of x (default: %(default)s)")
     tune.add_argument("--rows", type=int, default=Policy.rows, help="of what is timed (default: %(default)s)")
-    tune.add_argument("--kernels", type=words, help="comma separated, such as lstm_step_fwd (default: layer_norm's)")
+    tune.add_argument(
+        "--kernels",
+        type=words,
+        default=["layer_norm"],
+        help="operators on rows or kernels, comma separated, such as lstm_step_fwd (default: layer_norm)",
+    )
     tune.add_argument("--key", action="append", default=[], help="such as 'layer_norm_fwd N=1000 x=bf16 y=bf16'")
     tune.add_argument("--candidates", type=int, default=LIMIT, help="tried for a key, at most (default: %(default)s)")
     tune.add_argument("--offline", action="store_true", help="rank by the model; nothing runs")
@@ -88,22 +95,21 @@ def inspect(arguments: argparse.Namespace) -> None:
         raise SystemExit(f"python -m tritonln inspect: --run executes PTX: expected a target of {CUDA_TARGETS}")
     # An interpreted kernel cannot be compiled, and which it is is settled when it is imported.
     os.environ["TRITON_INTERPRET"] = "0"
-    from tritonln.configurations.tunable import registered
-    from tritonln.inspect import Report, inspect_kernel, inspect_layer_norm, table
-    from tritonln.tuning.ahead import LAYER_NORM
+    from tritonln.configurations.tunable import operators
+    from tritonln.inspect import Report, inspect_kernel, inspect_operator, table
 
     target, name, dtypes = arguments.target, arguments.kernel, (DTYPES[arguments.dtype], DTYPES[arguments.weight_dtype])
     reports: list[Report] = []
     for hidden in arguments.hidden:
-        if name in registered() and name not in LAYER_NORM:
+        operator = next((o.name for o in operators().values() if name in (o.name, *(t.name for t in o.tunables))), None)
+        if operator is None:
             found = inspect_kernel(target, name, hidden, *dtypes, arguments.run)
             if found is None:
                 print(f"{name} is not launched at N = {hidden}: its time steps are, one by one", file=sys.stderr)
             reports += [found] if found is not None else []
         else:
-            reports += [
-                r for r in inspect_layer_norm(target, hidden, *dtypes, run=arguments.run) if name in (None, r.kernel)
-            ]
+            launched = inspect_operator(operator, target, hidden, *dtypes, run=arguments.run)
+            reports += [r for r in launched if name == operator or name == r.kernel.replace("_wide", "")]
     if arguments.json:
         for report in reports:
             print(json.dumps(dataclasses.asdict(report)))

@@ -8,15 +8,21 @@ disassembler of the triton wheel.  Everything here is static; no time is measure
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import torch
 
 from tritonln.compile import compile_launch
-from tritonln.configurations.config import STEPS, Config
-from tritonln.configurations.tunable import Key, Tunable
+from tritonln.configurations.config import STEPS
+from tritonln.configurations.lookup import known
+from tritonln.configurations.tunable import registered
 from tritonln.device import TARGETS, Device
-from tritonln.launch import Recorded, recorded, tensors_in
+from tritonln.launch import Recorded, tensors_in
+from tritonln.launches import launch_of, training_launches
 from tritonln.machine_code import read_amdgcn, read_cubin
+
+if TYPE_CHECKING:
+    from tritonln.executed import Executed
 
 # A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
 # (2024, arXiv 2402.13499) measured those of A100 and H100.
@@ -53,19 +59,8 @@ class Report:
     executed: Executed | None = None  # counted in a run on an emulated GPU
 
 
-@dataclasses.dataclass(frozen=True)
-class Executed:
-    """What a launch did, on fewer rows than a static report may be of."""
-
-    rows: int
-    instructions_per_element: float  # by threads
-    sectors_per_load: float  # of 32 bytes, of one warp's request of global memory
-    sectors_per_load_least: float  # that its bytes need
-    wavefronts: float  # of shared memory, of a program
-    wavefronts_least: float  # without bank conflicts
-
-
-def inspect_layer_norm(
+def inspect_operator(
+    operator: str,
     target: str,
     hidden: int,
     dtype: torch.dtype = torch.bfloat16,
@@ -73,16 +68,16 @@ def inspect_layer_norm(
     rows: int = 1 << 16,
     run: bool = False,
 ) -> list[Report]:
-    """Compiles what tritonln.layer_norm launches, forward and backward, for rows of `hidden` values.
+    """Compiles what a row operator, such as "layer_norm", launches, forward and backward, for rows of `hidden` values.
 
     `run`: also runs it on an emulated GPU, on as many rows as that takes seconds for.
     """
-    calls = layer_norm_launches(target, hidden, dtype, parameter_dtype, rows)
+    calls = training_launches(operator, target, hidden, dtype, parameter_dtype, rows)
     reports = [report(call, TARGETS[target], hidden) for call in calls]
     if run:
-        from tritonln.emulator import measure
+        from tritonln import executed  # which imports numpy
 
-        ran = measure.layer_norm(target, hidden, dtype, parameter_dtype)
+        ran = executed.training(operator, target, hidden, dtype, parameter_dtype)
         reports = [dataclasses.replace(r, executed=m.executed) for r, m in zip(reports, ran, strict=True)]
     return reports
 
@@ -99,9 +94,6 @@ def inspect_kernel(
 
     None where a kernel of whole sequences is not launched for rows of `hidden` values, but those of single steps.
     """
-    from tritonln.configurations.lookup import known
-    from tritonln.configurations.tunable import registered
-
     tunable, device = registered()[kernel], TARGETS[target]
     keys = list(tunable.keys(hidden, dtype))
     key = next((k for k in keys if k.operands["w_hh"] == parameter_dtype), keys[0])
@@ -111,40 +103,11 @@ def inspect_kernel(
     rows = int(tunable.most_rows(device))
     found = report(launch_of(tunable, key, config, device, rows), device, hidden, rows * tunable.steps)
     if run:
-        from tritonln.emulator import measure
+        from tritonln import executed  # which imports numpy
 
-        ran = measure.kernel(target, tunable, key, config)
-        found = dataclasses.replace(found, executed=None if ran is None else ran.executed)
+        counted = executed.kernel(target, tunable, key, config)
+        found = dataclasses.replace(found, executed=None if counted is None else counted.executed)
     return found
-
-
-def launch_of(tunable: Tunable, key: Key, config: Config, device: Device, rows: int) -> Recorded:
-    """The launch of a configuration on tensors that are nowhere."""
-
-    def make(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    plan = tunable.plan(key, config, device)
-    return Recorded(plan.launch, tunable.programs(plan, rows, key.N), tunable.arguments(key, plan, rows, make))
-
-
-def layer_norm_launches(
-    target: str, hidden: int, dtype: torch.dtype, parameter_dtype: torch.dtype, rows: int
-) -> list[Recorded]:
-    from tritonln.ops.layer_norm import LAYER_NORM
-
-    if target not in TARGETS:
-        raise ValueError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
-    if dtype == torch.float64:
-        parameter_dtype = dtype
-    x = torch.empty(rows, hidden, dtype=dtype, device="meta")
-    weight, bias = (torch.empty(hidden, dtype=parameter_dtype, device="meta") for _ in range(2))
-    device = TARGETS[target]
-    with recorded() as calls:
-        _, stats = LAYER_NORM.forward((x,), hidden, (weight, bias), 1e-5, dtype, True, device)
-        assert stats is not None
-        LAYER_NORM.backward(torch.empty_like(x), (x,), hidden, (weight, bias), stats, (True, True, True), device)
-    return calls
 
 
 def report(call: Recorded, device: Device, hidden: int, rows: int | None = None) -> Report:

@@ -60,8 +60,8 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
 
 
 def main(kind: str, target: str, sizes: str) -> None:
+    from tritonln.compile import compile_launch
     from tritonln.device import TARGETS
-    from tritonln.inspect import compile_launch
     from tritonln.launch import recorded
     from tritonln.machine_code import read_amdgcn, read_cubin
 

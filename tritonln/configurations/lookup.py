@@ -49,6 +49,15 @@ def planned(plan: Callable[P, R]) -> Callable[P, R]:
     return remembered  # type: ignore[return-value]
 
 
+_searcher: Callable[[Tunable, Key, Device], Entry] | None = None
+
+
+def search_by(searcher: Callable[[Tunable, Key, Device], Entry]) -> None:
+    """What the policy "search" calls: the search stands above this module."""
+    global _searcher
+    _searcher = searcher
+
+
 def current_policy() -> Policy:
     return _policy
 
@@ -123,9 +132,8 @@ def config_for(tunable: Tunable, key: Key, device: Device) -> Config:
             warn_once(f"tritonln does not tune in {where}: what is known of a kernel is used there")
         name = "lookup"
     if name == "search":
-        from tritonln.tuning.search import searched
-
-        return fix(tunable, key, device, searched(tunable, key, device)).config
+        assert _searcher is not None, "tritonln.tuning, where policies come from, brings the searcher"
+        return fix(tunable, key, device, _searcher(tunable, key, device)).config
     entry = known(tunable, key, device)
     if name == "frozen" and entry.provenance == "default":
         raise LookupError(

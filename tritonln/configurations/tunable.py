@@ -7,7 +7,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -130,3 +130,32 @@ def register(*tunables: Tunable) -> None:
 def registered() -> dict[str, Tunable]:
     """Every kernel that can be tuned, by name."""
     return dict(_registered)
+
+
+class Operator(Protocol):
+    """What the tuner and the inspector know of an operator on rows."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def tunables(self) -> tuple[Tunable, ...]:
+        """Of all that it launches."""
+
+    def train(
+        self, make: Callable[..., Tensor], rows: int, N: int, x: torch.dtype, parameter: torch.dtype, device: Device
+    ) -> None:
+        """A forward and a backward pass with gradients of everything, on tensors make(*shape, dtype=...)."""
+
+
+_operators: dict[str, Operator] = {}
+
+
+def register_operator(operator: Operator) -> None:
+    register(*operator.tunables)
+    _operators[operator.name] = operator
+
+
+def operators() -> dict[str, Operator]:
+    """Every operator on rows, by name."""
+    return dict(_operators)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.configurations.tunable import register
+from tritonln.configurations.tunable import register_operator
 from tritonln.device import Device, kernels_on
 from tritonln.ops import row_formula
 from tritonln.ops.contract import arithmetic, beyond_numbers, needs_grad, output_dtype, refuse_tangents, traced
@@ -130,7 +130,7 @@ def define(operator: RowOperator) -> None:
     By torch.library's plain calls: torch.library.custom_op takes 10 to 25 ms for each, at import.  An operator that
     is defined again, as in a notebook, replaces the one before.
     """
-    register(operator.forward_tunable, operator.backward_tunable)
+    register_operator(operator)
     if operator.name in _libraries:
         _libraries.pop(operator.name)._destroy()
     library = _libraries[operator.name] = torch.library.Library("tritonln", "FRAGMENT")

@@ -22,7 +22,7 @@ from tritonln.configurations.lookup import config_for, current_policy, planned
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
-from tritonln.ops.column_sums import column_sums_plan
+from tritonln.ops.column_sums import SUMS, column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous_rows, empty_like
 
 Dtypes = tuple[torch.dtype | None, ...]
@@ -219,6 +219,21 @@ class RowOperator:
         wanted = tuple(dtype if needed else None for dtype, needed in zip(columns, needs[len(streams) :]))
         sums = column_sums_plan(N, key.operands["stats"], wanted, device) if any(wanted) else None
         return Gradients(several, alone, sums)
+
+    @property
+    def tunables(self) -> tuple[Tunable, ...]:
+        return self.forward_tunable, self.backward_tunable, SUMS
+
+    def train(
+        self, make: Callable[..., Tensor], rows: int, N: int, x: torch.dtype, parameter: torch.dtype, device: Device
+    ) -> None:
+        """A forward and a backward pass with gradients of everything, on tensors make(*shape, dtype=...)."""
+        streams = tuple(make(rows, N, dtype=x) for _ in self.streams)
+        columns = tuple(make(N, dtype=torch.float64 if x == torch.float64 else parameter) for _ in self.columns)
+        _, stats = self.forward(streams, N, columns, 1e-5, x, True, device)
+        assert stats is not None
+        needs = (True,) * (len(streams) + len(columns))
+        self.backward(make(rows, N, dtype=x), streams, N, columns, stats, needs, device)
 
     # ---- from tensors to launches ----------------------------------------------------------------
 

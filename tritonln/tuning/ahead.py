@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tritonln.configurations.config import STEPS
 from tritonln.configurations.lookup import Clock, Policy, current_policy, fix, look_again
 from tritonln.configurations.table import path_of, save, user_folder
-from tritonln.configurations.tunable import Key, Tunable, registered
+from tritonln.configurations.tunable import Key, Tunable, operators, registered
 from tritonln.device import TARGETS, Device, interpreting, kernels_on, triton_device_type
 from tritonln.dtypes import BY_NAME
 from tritonln.tuning import ranks, search
@@ -22,14 +22,12 @@ from tritonln.tuning.search import Trial
 
 Progress = Callable[[Iterable[tuple[Tunable, Key]]], Iterable[tuple[Tunable, Key]]]
 
-LAYER_NORM = ("layer_norm_fwd", "layer_norm_bwd", "column_sum")
-
 
 def tune(
     hidden: int | Sequence[int] = (),
     dtype: torch.dtype = torch.bfloat16,
     *,
-    kernels: Sequence[str] | None = None,
+    kernels: Sequence[str] = ("layer_norm",),
     keys: Sequence[str] = (),
     rows: int = Policy.rows,
     limit: int = search.LIMIT,
@@ -48,7 +46,7 @@ def tune(
     Args:
         hidden: row length or lengths.
         dtype: of x; weights of that dtype and, for a 16-bit one, of fp32 are both tuned.
-        kernels: names of kernels; those of layer_norm where it is None.
+        kernels: names of kernels, or of operators on rows for all that they launch.
         keys: others than the usual ones, as this function's table and the errors of the policy
             ``"frozen"`` spell them: ``"layer_norm_fwd N=1000 x=bf16 y=fp32"``.
         rows: of the problems that are timed.  The configuration is used for any number of rows.
@@ -73,7 +71,7 @@ def tune(
     if not hidden and not keys:
         raise ValueError("expected row lengths (hidden) or keys to tune, but got neither")
     device, where = _device(target, offline, clock)
-    tunables = [_named(name) for name in kernels or LAYER_NORM]
+    tunables = list(dict.fromkeys(t for name in kernels for t in _all_of(name)))
     lengths = [hidden] if isinstance(hidden, int) else hidden
     wanted = [(t, key) for t in tunables for n in lengths for key in t.keys(n, dtype)] + [_key(text) for text in keys]
     wanted = [(t, key) for t, key in wanted if set(t.candidates(key, device)) != {STEPS}]
@@ -102,10 +100,15 @@ def tune(
     return tried
 
 
+def _all_of(name: str) -> tuple[Tunable, ...]:
+    known = operators()
+    return known[name].tunables if name in known else (_named(name),)
+
+
 def _named(name: str) -> Tunable:
     known = registered()
     if name not in known:
-        raise ValueError(f"expected kernels to be among {', '.join(known)}, but got {name}")
+        raise ValueError(f"expected kernels to be among {', '.join([*operators(), *known])}, but got {name}")
     return known[name]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -12,12 +11,15 @@ import torch
 from torch import Tensor
 
 from tritonln.configurations.config import STEPS, Config
-from tritonln.configurations.lookup import Clock, current_policy, known, measuring
+from tritonln.configurations.lookup import Clock, current_policy, known, measuring, search_by
 from tritonln.configurations.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
+from tritonln.inspect import report as report_of
+from tritonln.launches import launch_of, prepared
 from tritonln.tolerance import error, tolerance
 from tritonln.tuning import ranks
+from tritonln.tuning.model import bound, seconds
 
 LIMIT = 8  # candidates
 RUNNERS_UP = 2
@@ -57,18 +59,15 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
     The search ends with a candidate that does not spill at the memory's speed: no other is faster by more than the
     model can tell.
     """
-    from tritonln import inspect
-    from tritonln.tuning.model import bound, seconds
-
     rows = int(min(rows, tunable.most_rows(device)))
 
     trials, spills = [], {}
     for config in nearest(tunable, key, device, limit):
         if config == STEPS:  # many kernels, and products that are not ours
             continue
-        call = inspect.launch_of(tunable, key, config, device, rows)
+        call = launch_of(tunable, key, config, device, rows)
         try:
-            report = inspect.report(call, device, key.N, rows * tunable.steps)
+            report = report_of(call, device, key.N, rows * tunable.steps)
             if not report.resident:
                 raise MemoryError(f"no multiprocessor has {report.registers} registers a thread and {report.shared} B")
         except Exception as failure:  # whatever the compiler says of a candidate
@@ -167,34 +166,10 @@ def searched(tunable: Tunable, key: Key, device: Device) -> Entry:
     return ranks.from_first(search, f"{tunable.name} {key}", policy.group)
 
 
-# ---- a problem to run a configuration on -----------------------------------------------------------
+search_by(searched)
 
 
-def prepared(
-    tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
-) -> tuple[Callable[[], object], dict[str, Tensor]]:
-    """A launch on random inputs and poisoned results, and what it writes."""
-    generator = torch.Generator(where).manual_seed(seed)
-    written: dict[str, Tensor] = {}
-
-    def make(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if name in tunable.results:
-            made = torch.full(shape, math.nan, dtype=dtype, device=where)
-        elif tunable.per_program(name):  # added to, for as many programs as there are
-            made = torch.zeros(shape, dtype=dtype, device=where)
-        elif dtype == torch.int64:  # lengths, from no step to all of them
-            made = torch.randint(0, tunable.steps + 1, shape, generator=generator, device=where)
-        else:
-            # A weight matrix of the scale of a layer's, that nothing grows from step to step.
-            scale = key.N**-0.5 if name == "weight" and len(shape) == 2 else 1.0
-            made = (torch.randn(shape, generator=generator, device=where) * scale).to(dtype)
-        if name in (*tunable.results, *tunable.updated):
-            written[name] = made
-        return made
-
-    plan = tunable.plan(key, config, device)
-    launch = functools.partial(plan.launch, tunable.programs(plan, M, key.N), *tunable.arguments(key, plan, M, make))
-    return launch, written
+# ---- candidates against the safe configuration ------------------------------------------------------
 
 
 def _results(

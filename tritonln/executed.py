@@ -6,16 +6,27 @@ import dataclasses
 import functools
 
 import torch
+from torch import Tensor
 
 from tritonln.configurations.config import STEPS, Config
 from tritonln.configurations.lookup import known
-from tritonln.configurations.tunable import Key, Tunable
+from tritonln.configurations.tunable import Key, Tunable, operators
 from tritonln.device import TARGETS, Device, kernels_on
 from tritonln.emulator.counters import Traffic
 from tritonln.emulator.driver import Run, emulated_gpu
-from tritonln.inspect import Executed, layer_norm_launches
-from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.tuning.search import prepared
+from tritonln.launches import prepared, training_launches
+
+
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """What a launch did, on fewer rows than a static report may be of."""
+
+    rows: int
+    instructions_per_element: float  # by threads
+    sectors_per_load: float  # of 32 bytes, of one warp's request of global memory
+    sectors_per_load_least: float  # that its bytes need
+    wavefronts: float  # of shared memory, of a program
+    wavefronts_least: float  # without bank conflicts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +99,31 @@ MOST = 1 << 22  # values of x, that this takes seconds
 
 
 @functools.cache
-def layer_norm(
-    target: str, N: int, dtype: torch.dtype = torch.bfloat16, parameter_dtype: torch.dtype = torch.float32
+def training(
+    operator: str,
+    target: str,
+    N: int,
+    dtype: torch.dtype = torch.bfloat16,
+    parameter_dtype: torch.dtype = torch.float32,
 ) -> list[Measured]:
-    """The launches of tritonln.layer_norm for rows of N values, forward and backward."""
-    _, call, _ = layer_norm_launches(target, N, dtype, parameter_dtype, 1 << 16)
+    """The launches of an operator for rows of N values, forward and backward, and the sums of partial sums."""
+    _, call, *_ = training_launches(operator, target, N, dtype, parameter_dtype, 1 << 16)
     names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
     height = int(dict(zip(names, call.launch.constants))["BLOCK_M"])
     rows = height * max(2, min(TILES * call.programs, MOST // (N * height)))
-    x, dy = torch.randn(2, rows, N).to(dtype)
-    weight, bias = torch.randn(2, N).to(torch.float64 if dtype == torch.float64 else parameter_dtype)
+
+    def random(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.randn(shape).to(dtype)
+
     with emulated_gpu(target, check=False) as gpu:
-        device = emulated_device()
-        _, stats = LAYER_NORM.forward((x,), N, (weight, bias), 1e-5, dtype, True, device)
-        assert stats is not None
-        LAYER_NORM.backward(dy, (x,), N, (weight, bias), stats, (True, True, True), device)
-        forward, backward, sums = gpu.runs
+        operators()[operator].train(random, rows, N, dtype, parameter_dtype, emulated_device())
+        forward, backward, *sums = gpu.runs
         partial = backward.grid[0]  # what the last kernel adds up
-        return [measured(forward, rows, N), measured(backward, rows, N), measured(sums, partial, N)]
+        return [
+            measured(forward, rows, N),
+            measured(backward, rows, N),
+            *(measured(run, partial, N) for run in sums),
+        ]
 
 
 def kernel(target: str, tunable: Tunable, key: Key, config: Config | None = None) -> Measured | None:
