@@ -16,6 +16,7 @@ from .row import (
     row_sum,
     stats_of_chunks,
     store_stats,
+    sum_rows,
 )
 
 
@@ -97,7 +98,7 @@ def wide_bwd(
     row0 = program * BLOCK_M
     rows = tl.arange(0, BLOCK_M)[:, None]
     cols = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
-    col = tl.arange(0, BLOCK_N)
+    col = tl.arange(0, BLOCK_N)[None, :]
     in_rows = rows < M - row0
     stats = load_stats(stats_ptr, row0, rows, in_rows, CENTRED)
 
@@ -128,4 +129,4 @@ def wide_bwd(
         store_gradients(gradients, dx, values, row0, rows, start + cols, inside, N, ENTER_BWD)
         for i in tl.static_range(len(sums)):
             if len(sums[i]) > 0:
-                tl.store(sums[i][0] + program * N + start + col, tl.sum(terms[i], axis=0), mask=col < N - start)
+                tl.store(sums[i][0] + program * N + start + col, sum_rows(terms[i], 1), mask=col < N - start)
