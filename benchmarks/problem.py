@@ -138,7 +138,8 @@ def _against_oracle(p: Problem, found: dict[str, Tensor]) -> list[Verdict]:
             kappa = max(kappa, reference.condition(x, (N,), EPS))
             scale = reference.dx_scale(x, (N,), w, EPS, p.dy[rows]) if "dx" in found else 0.0
         else:
-            ref, scale = _rms_norm_gradients(x, w, p.dy[rows])
+            ref = reference.rms_norm_gradients(x, (N,), w, EPS, p.dy[rows])
+            scale = reference.dx_scale(x, (N,), w, EPS, p.dy[rows], centred=False) if "dx" in found else 0.0
         for name in ("y", "dx"):
             if name in found:
                 sums[name].add(found[name][rows], ref[name])
@@ -162,13 +163,3 @@ def _against_oracle(p: Problem, found: dict[str, Tensor]) -> list[Verdict]:
         )
         for name, s in sums.items()
     ]
-
-
-def _rms_norm_gradients(x: Tensor, w: Tensor, dy: Tensor) -> tuple[dict[str, Tensor], float]:
-    """y, dx, dw in fp64 and the rms of rstd w dy: equation 4 of Zhang and Sennrich 2019, arXiv 1910.07467."""
-    x, w, dy = x.double().requires_grad_(), w.double().requires_grad_(), dy.double()
-    rstd = (x.square().mean(-1, keepdim=True) + EPS).rsqrt()
-    y = x * rstd * w
-    dx, dw = torch.autograd.grad(y, (x, w), dy)
-    scale = float((rstd * w * dy).detach().square().mean().sqrt())
-    return {"y": y.detach(), "dx": dx, "dw": dw}, scale

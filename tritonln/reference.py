@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -26,6 +27,13 @@ def layer_norm(
     return y
 
 
+def rms_norm(x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None = None, eps: float = 1e-5) -> Tensor:
+    """RMS normalization in the dtype of x: equation 4 of arXiv 1910.07467, as written there."""
+    dims = tuple(range(-len(normalized_shape), 0))
+    y = x / torch.sqrt(x.square().mean(dims, keepdim=True) + eps)
+    return y if weight is None else y * weight
+
+
 def layer_norm_gradients(
     x: Tensor,
     normalized_shape: tuple[int, ...],
@@ -35,25 +43,44 @@ def layer_norm_gradients(
     dy: Tensor,
 ) -> dict[str, Tensor]:
     """y and the gradients dx, dw, db in fp64, on the values that the arguments really hold."""
+    return _gradients(layer_norm, x, normalized_shape, {"dw": weight, "db": bias}, eps, dy)
+
+
+def rms_norm_gradients(
+    x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, eps: float, dy: Tensor
+) -> dict[str, Tensor]:
+    """y and the gradients dx, dw in fp64, on the values that the arguments really hold."""
+    return _gradients(rms_norm, x, normalized_shape, {"dw": weight}, eps, dy)
+
+
+def _gradients(
+    norm: Callable[..., Tensor],
+    x: Tensor,
+    normalized_shape: tuple[int, ...],
+    parameters: dict[str, Tensor | None],
+    eps: float,
+    dy: Tensor,
+) -> dict[str, Tensor]:
     leaves = {
-        name: t.detach().double().requires_grad_()
-        for name, t in (("dx", x), ("dw", weight), ("db", bias))
-        if t is not None
+        name: t.detach().double().requires_grad_() for name, t in {"dx": x, **parameters}.items() if t is not None
     }
-    y = layer_norm(leaves["dx"], normalized_shape, leaves.get("dw"), leaves.get("db"), eps)
+    y = norm(leaves["dx"], normalized_shape, *map(leaves.get, parameters), eps)
     gradients = torch.autograd.grad(y, list(leaves.values()), dy.double())
     return {"y": y.detach(), **dict(zip(leaves, gradients))}
 
 
-def dx_scale(x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, eps: float, dy: Tensor) -> float:
+def dx_scale(
+    x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None, eps: float, dy: Tensor, centred: bool = True
+) -> float:
     """rms(rstd w dy): the size of the terms whose difference dx is.
 
-    dx itself can be as small as one likes: it is zero but for eps where a row has two values, and
-    zero for the gradient of a plain sum.
+    dx itself can be as small as one likes: it is zero but for eps where a row has two values (one, unless centred),
+    and zero for the gradient of a plain sum.
     """
     dx_hat = dy.double() if weight is None else dy.double() * weight.double()
     rows = x.detach().double().reshape(-1, math.prod(normalized_shape))
-    rstd = (rows.var(1, correction=0, keepdim=True) + eps).rsqrt()
+    squares = rows.var(1, correction=0, keepdim=True) if centred else rows.square().mean(1, keepdim=True)
+    rstd = (squares + eps).rsqrt()
     return float((dx_hat.reshape(rows.shape) * rstd).square().mean().sqrt()) if rows.numel() else 0.0
 
 

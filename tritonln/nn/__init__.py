@@ -1,6 +1,6 @@
 """Modules with torch's constructors and state, on tritonln's kernels."""
 
-from tritonln.nn.norm import LayerNorm
+from tritonln.nn.norm import LayerNorm, RMSNorm
 from tritonln.nn.rnn import LayerNormGRU, LayerNormLSTM
 from tritonln.nn.rnn_cells import LayerNormGRUCell, LayerNormLSTMCell
 from tritonln.nn.rnn_weights import load_fastrnns, load_haste_gru, load_haste_lstm, load_tf_addons
@@ -11,6 +11,7 @@ __all__ = [
     "LayerNormGRUCell",
     "LayerNormLSTM",
     "LayerNormLSTMCell",
+    "RMSNorm",
     "load_fastrnns",
     "load_haste_gru",
     "load_haste_lstm",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -15,43 +15,58 @@ from torch.nn import Parameter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
+NAMES = ("weight", "bias")
 
 
-def check(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[int, float]:
-    """Raises what F.layer_norm raises for arguments that do not fit.  Returns (row length, eps)."""
+Parameters = tuple[Tensor | None, ...]
+
+
+def check(
+    function: Callable[..., Tensor], x: Tensor, shape: Sequence[int], parameters: Parameters, eps: float | None
+) -> tuple[int, float]:
+    """Raises what torch's function raises for arguments that do not fit.  Returns (row length, eps).
+
+    `parameters` are its weight and, where it has one, its bias.
+    """
     try:
         dims = tuple(shape)
         N = math.prod(dims)
         if type(N) is not int and not isinstance(N, torch.SymInt):
             N = operator.index(N)  # numpy's integers; a float may equal a size but is none
-        dtype, device = x.dtype, x.device
-        if (
-            len(dims) > 0
-            and tuple(x.shape)[-len(dims) :] == dims
-            and dtype in DTYPES
-            and (weight is None or _fits(weight, dims, dtype, device, "weight"))
-            and (bias is None or _fits(bias, dims, dtype, device, "bias"))
-        ):
-            return N, eps if type(eps) is float else _number(eps)
+        if len(dims) > 0 and tuple(x.shape)[-len(dims) :] == dims and x.dtype in DTYPES:
+            for parameter, name in zip(parameters, NAMES):
+                if parameter is not None and not _fits(parameter, dims, x.dtype, x.device, name, function):
+                    break
+            else:
+                return N, eps if type(eps) is float else _number(function, eps, x.dtype)
     except (AttributeError, TypeError):  # no tensor, no sequence
         pass
-    _refuse(x, shape, weight, bias, eps)
+    _refuse(function, x, shape, parameters, eps)
 
 
-def _number(eps: Any) -> float:
-    """float(eps) of what torch takes for a number."""
+def _number(function: Callable[..., Tensor], eps: Any, dtype: torch.dtype) -> float:
+    """float(eps) of what torch takes for a number; of rms_norm's None, the epsilon of the arithmetic."""
+    if eps is None and function is F.rms_norm:
+        return torch.finfo(arithmetic(dtype)).eps
     if not isinstance(eps, (float, int)):
-        F.layer_norm(torch.empty(0, 1), (1,), eps=eps)
+        function(torch.empty(0, 1), (1,), eps=eps)
     return float(eps)
 
 
-def _fits(parameter: Tensor, dims: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str) -> bool:
+def _fits(
+    parameter: Tensor,
+    dims: tuple[int, ...],
+    dtype: torch.dtype,
+    device: torch.device,
+    name: str,
+    function: Callable[..., Tensor],
+) -> bool:
     if parameter.shape != dims or (parameter.dtype is not dtype and not _mixes(parameter.dtype, dtype, device.type)):
         return False
     if parameter.device != device:
         raise RuntimeError(
             f"Expected all tensors to be on the same device, but got {name} is on {parameter.device}, "
-            f"different from other tensors on {device} (when checking argument in method layer_norm)"
+            f"different from other tensors on {device} (when checking argument in method {function.__name__})"
         )
     return True
 
@@ -63,18 +78,21 @@ def _mixes(parameter: torch.dtype, x: torch.dtype, device_type: str) -> bool:
     return autocasts(x, device_type) and parameter in (torch.float32, *HALF)
 
 
-def _refuse(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> NoReturn:
-    F.layer_norm(x, shape, weight, bias, eps)  # type: ignore[arg-type]
-    # torch took it, so it is a mixture of dtypes that only some of its backends know.
-    dtypes = [getattr(t, "dtype", None) for t in (x, weight, bias)]
+def _refuse(
+    function: Callable[..., Tensor], x: Tensor, shape: Sequence[int], parameters: Parameters, eps: float | None
+) -> NoReturn:
+    function(x, shape, *parameters, eps)
+    # torch took it, so it is a mixture of dtypes that only some of its backends know, or no real number.
+    names = NAMES[: len(parameters)]
+    dtypes = [getattr(t, "dtype", None) for t in (x, *parameters)]
     raise RuntimeError(
-        "layer_norm expects weight and bias in the dtype of x, or in float32 for a 16-bit x, "
-        f"but got x, weight, bias of dtypes {dtypes}"
+        f"{function.__name__} expects x in float32, bfloat16, float16 or float64, and {' and '.join(names)} in the "
+        f"dtype of x, or in float32 for a 16-bit x, but got {', '.join(('x', *names))} of dtypes {dtypes}"
     )
 
 
 def autocasts(x: torch.dtype, device_type: str) -> bool:
-    """Whether autocast is on and runs layer_norm in fp32, as it does everywhere but on the CPU."""
+    """Whether autocast is on and runs these functions in fp32, as it does everywhere but on the CPU."""
     return device_type not in ("cpu", "meta") and torch.is_autocast_enabled(device_type) and x != torch.float64
 
 

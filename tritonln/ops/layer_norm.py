@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
@@ -79,7 +80,7 @@ def layer_norm(
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     if transformed():
         return _transformed(x, shape, weight, bias, eps)
-    N, eps = check(x, shape, weight, bias, eps)
+    N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
     if traced(x, weight, bias):
         if knows_only_aten(x, weight, bias):
             return layer_norm_aten.operator(x, shape, weight, bias, eps)
@@ -90,5 +91,5 @@ def layer_norm(
 def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         return layer_norm_aten.operator(x, shape, weight, bias, eps)  # what TorchScript knows
-    N, eps = check(x, shape, weight, bias, eps)
+    N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
     return row_formula.forward(LAYER_NORM, (x,), N, (weight, bias), eps, output_dtype(x.dtype, x.device.type))

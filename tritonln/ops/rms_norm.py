@@ -1,0 +1,86 @@
+"""rms_norm: the public function, and what it is as a row operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from tritonln.device import kernels_on
+from tritonln.ops import rms_norm_aten, row_autograd, row_formula
+from tritonln.ops.contract import check, knows_only_aten, output_dtype, traced, transformed
+from tritonln.ops.rows import Parts, RowOperator
+
+
+def _parts() -> Parts:
+    from tritonln.kernels.rms_norm import scaled, scaled_bwd
+
+    return Parts(scaled, scaled_bwd)
+
+
+RMS_NORM = RowOperator(
+    "rms_norm",
+    _parts,
+    columns={"weight": 1.0},
+    centred=False,
+    formula=lambda x_hat, weight: x_hat * weight,
+    aten=rms_norm_aten,
+)
+row_autograd.define(RMS_NORM)
+
+
+def rms_norm(
+    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float | None = None
+) -> Tensor:
+    r"""Root mean square normalization over the trailing dimensions, as :func:`torch.nn.functional.rms_norm`.
+
+    .. math:: y = \frac{x}{\sqrt{\mathrm E[x^2] + \epsilon}} \, w
+
+    with the mean of the squares of each row, a row being the ``N`` values of the trailing dimensions
+    ``normalized_shape``.
+
+    Args:
+        input: x, ``(*, *normalized_shape)``; fp32, fp16, bf16 or fp64.  Rows may be strided; values that
+            are not contiguous within a row are copied once.
+        normalized_shape: the trailing dimensions, an int for one.
+        weight: of shape ``normalized_shape``; in ``x``'s dtype, or in fp32 for a 16-bit ``x``.
+        eps: added to the mean of the squares.  None: the epsilon of the arithmetic's dtype, so fp32's for a 16-bit
+            ``x``, as in torch.
+
+    Returns:
+        A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever ``F.rms_norm`` gives fp32).
+        Statistics, products and the sums of the gradients are fp32, and fp64 for fp64 ``x``; each gradient has the
+        dtype of its input.  Saved for backward: the arguments and 4 bytes a row (8 for fp64); nothing where no
+        gradient is asked for.
+
+    What :func:`tritonln.layer_norm` says of the bits of results and of derivatives holds here too.
+
+    Raises:
+        RuntimeError, TypeError, NotImplementedError: as ``F.rms_norm`` for shapes and dtypes that do not fit;
+            RuntimeError for the mixtures of dtypes that ``F.rms_norm`` takes only with a warning, for complex x, for
+            arguments on different devices, on a device that neither Triton nor the CPU serves, and for forward mode
+            through a graph that was captured without it.
+
+    Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019, arXiv 1910.07467), equation 4.
+    """
+    if has_torch_function_variadic(input, weight):
+        return handle_torch_function(rms_norm, (input, weight), input, normalized_shape, weight=weight, eps=eps)
+    x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+    if transformed():
+        return _transformed(x, shape, weight, eps)
+    N, number = check(F.rms_norm, x, shape, (weight,), eps)
+    if traced(x, weight):
+        if knows_only_aten(x, weight):
+            return rms_norm_aten.operator(x, shape, weight, number)
+        return row_autograd.by_op(RMS_NORM, (x,), N, (weight,), number)
+    return row_autograd.directly(RMS_NORM, (x,), N, (weight,), number, kernels_on(x.device))
+
+
+def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        return rms_norm_aten.operator(x, shape, weight, eps)  # what TorchScript knows
+    N, number = check(F.rms_norm, x, shape, (weight,), eps)
+    return row_formula.forward(RMS_NORM, (x,), N, (weight,), number, output_dtype(x.dtype, x.device.type))
