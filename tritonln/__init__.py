@@ -1,6 +1,6 @@
 """LayerNorm and its family as hand-written Triton kernels for PyTorch."""
 
-from tritonln import nn
+from tritonln import nn, tuning
 from tritonln.ops.layer_norm import layer_norm
 from tritonln.ops.recurrent.gru import layer_norm_gru
 from tritonln.ops.recurrent.lstm import layer_norm_lstm
@@ -8,4 +8,4 @@ from tritonln.ops.rms_norm import rms_norm
 from tritonln.ops.row_operator import row_operator
 from tritonln.version import __version__
 
-__all__ = ["__version__", "layer_norm", "layer_norm_gru", "layer_norm_lstm", "nn", "rms_norm", "row_operator"]
+__all__ = ["__version__", "layer_norm", "layer_norm_gru", "layer_norm_lstm", "nn", "rms_norm", "row_operator", "tuning"]
