@@ -3,10 +3,14 @@
 import pytest
 import torch
 
-from tests.helpers.problems import BF16, F32
+from tests.helpers.problems import BF16, F32, F64
 from tritonln import executed
+from tritonln.configurations.config import STEPS
+from tritonln.configurations.lookup import known
 from tritonln.configurations.tunable import registered
 from tritonln.device import interpreting
+from tritonln.emulator.driver import emulated_gpu
+from tritonln.launches import prepared
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
 
@@ -60,3 +64,18 @@ def test_recurrent_kernels(name: str, H: int, dtype: torch.dtype) -> None:
         pytest.skip("its time steps are launched one by one")
     assert m.wavefronts <= 2 * m.wavefronts_least
     assert m.load_sectors <= 1.25 * m.load_least
+
+
+@pytest.mark.parametrize("dtype", [F32, F64], ids=str)
+@pytest.mark.parametrize("name", [name for name in registered() if name.startswith(("lstm", "gru"))])
+def test_threads_that_store_to_one_place_agree(name: str, dtype: torch.dtype) -> None:
+    """In every bit: which store comes last is not defined, and would decide the last bit of a column's sum."""
+    tunable = registered()[name]
+    with emulated_gpu(TARGET) as gpu:
+        device = executed.emulated_device()
+        for H in (3, 9):
+            key = next(tunable.keys(H, dtype))
+            config = known(tunable, key, device).config
+            if config != STEPS:
+                prepared(tunable, key, config, device, 40, 0, torch.device("cpu"))[0]()
+    assert [run.counters.notes for run in gpu.runs] == [{}] * len(gpu.runs)

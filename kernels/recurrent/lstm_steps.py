@@ -20,7 +20,7 @@ In device functions parameters are tuples of tiles, empty where they are None.
 import triton
 import triton.language as tl
 
-from ..row import load_stats, load_upcast, store_stats
+from ..row import load_stats, load_upcast, store_stats, sum_rows
 from .gates import (
     add,
     load_gates,
@@ -234,11 +234,11 @@ def lstm_step_bwd(
     store_gates(dgates_ptr + step, gate_row, inside, H, dgates)
     if dp_ptr is not None:
         store_gates(dp_ptr + step, gate_row, inside, H, through_norm(dgates, p_hat, rstd, w_hh, H))
-    col = tl.arange(0, BLOCK_H)
+    col = tl.arange(0, BLOCK_H)[None, :]
     partial = tl.program_id(0).to(tl.int64) * H + col
     if dw_c_partial_ptr is not None:
         before = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
-        tl.store(dw_c_partial_ptr + partial, before + tl.sum(dw_c, axis=0), mask=col < H)
+        tl.store(dw_c_partial_ptr + partial, before + sum_rows(dw_c, 1), mask=col < H)
     if db_c_partial_ptr is not None:
         before = tl.load(db_c_partial_ptr + partial, mask=col < H, other=0.0)
-        tl.store(db_c_partial_ptr + partial, before + tl.sum(db_c, axis=0), mask=col < H)
+        tl.store(db_c_partial_ptr + partial, before + sum_rows(db_c, 1), mask=col < H)
