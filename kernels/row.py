@@ -77,16 +77,16 @@ def row_sum2(a, b, PIECES: tl.constexpr = 1):
 
 
 @triton.jit
-def row_square(deviation, mean, N):
-    """deviation^2, rounded before lanes exchange it where rows are so short that each may hold one value of one.
+def row_square(a, N):
+    """a^2, rounded before lanes exchange it where rows are so short that each may hold one value of one.
 
     Contracted into the first exchange, each lane's own square would not be, and the lanes of a row would not agree
-    on the last bit of its sum.  The 0 that is added is one that no compiler knows.
+    on the last bit of its sum.  What is a multiply-add already cannot be contracted again.
     """
-    square = deviation * deviation
     if N < 64:
-        square += mean - mean
-    return square
+        return tl.fma(a, a, 0.0)
+    else:
+        return a * a
 
 
 @triton.jit
@@ -107,7 +107,7 @@ def row_deviations(x, inside, N):
     """
     mean = row_mean(x, N)
     deviation = tl.where(inside, x - mean, 0.0)
-    total, squares = row_sum2(deviation, row_square(deviation, mean, N))
+    total, squares = row_sum2(deviation, row_square(deviation, N))
     shift, var = row_correction(total, squares, N)
     return mean + shift, var, deviation, shift
 
@@ -182,7 +182,7 @@ def normalize(x, in_row, N, eps, CENTRED: tl.constexpr):
         x_hat, mean, rstd = row_standardize(x, in_row, N, eps)
         return x_hat, (mean, rstd)
     else:
-        rstd = row_rstd(row_sum(x * x) * (1 / N), eps)
+        rstd = row_rstd(row_sum(row_square(x, N)) * (1 / N), eps)
         return x * rstd, (rstd,)
 
 

@@ -1,7 +1,7 @@
 """layer_norm at the ends of its ranges: magnitudes, variances and strides, in every regime of its kernels."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -141,12 +141,13 @@ def test_rows_far_apart(N: int, stride: int, device: torch.device, pytestconfig:
 
 
 @pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
+@pytest.mark.parametrize("norm", [tritonln.layer_norm, tritonln.rms_norm], ids=["layer_norm", "rms_norm"])
 @pytest.mark.parametrize("dtype", [F32, F64], ids=str)
-def test_the_lanes_of_a_row_agree(dtype: torch.dtype) -> None:
+def test_the_lanes_of_a_row_agree(dtype: torch.dtype, norm: Callable[..., Tensor]) -> None:
     """Each stores the row's statistics at one place: the emulated GPU notes where they are not the same."""
     with emulated_gpu("sm_90") as gpu:
         for N in (3, 4, 5, 9, 17, 31, 33):
-            tritonln.layer_norm(rand(300, N, dtype=dtype, device=torch.device("cpu")).requires_grad_(), N)
+            norm(rand(300, N, dtype=dtype, device=torch.device("cpu")).requires_grad_(), N)
     assert [run.counters.notes for run in gpu.runs] == [{}] * 7
 
 

@@ -69,7 +69,7 @@ def standardize(tiles, in_row, H, eps):
     deviations, squared = (), ()
     for k in tl.static_range(len(tiles)):
         deviations = deviations + (tl.where(in_row, tiles[k] - mean, 0.0),)
-        squared = squared + (row_square(deviations[k], mean, H),)
+        squared = squared + (row_square(deviations[k], H),)
     rest, squares = row_sum2(total(deviations), total(squared))
     shift, var = row_correction(rest, squares, N)
     rstd = row_rstd(var, eps)
