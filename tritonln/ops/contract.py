@@ -100,6 +100,13 @@ def output_dtype(x: torch.dtype, device_type: str) -> torch.dtype:
     return torch.float32 if autocasts(x, device_type) else x
 
 
+def shifted(weight: Tensor | None, offset: float, x: torch.dtype) -> Tensor | None:
+    """weight + offset in the precision of the arithmetic; an absent weight stays a factor of 1."""
+    if not isinstance(offset, (float, int)):
+        raise TypeError(f"argument 'weight_offset' must be float, not {type(offset).__name__}")
+    return weight if weight is None or offset == 0.0 else weight.to(arithmetic(x)) + offset
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled():
         for t in tensors:

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from tritonln.device import kernels_on
 from tritonln.ops import layer_norm_aten, row_autograd, row_formula
-from tritonln.ops.contract import check, knows_only_aten, output_dtype, traced, transformed
+from tritonln.ops.contract import check, knows_only_aten, output_dtype, shifted, traced, transformed
 from tritonln.ops.rows import Parts, RowOperator
 
 
@@ -38,6 +38,8 @@ def layer_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     eps: float = 1e-5,
+    *,
+    weight_offset: float = 0.0,
 ) -> Tensor:
     r"""Layer normalization over the trailing dimensions, as :func:`torch.nn.functional.layer_norm`.
 
@@ -53,6 +55,8 @@ def layer_norm(
         weight, bias: of shape ``normalized_shape``, each optional; in ``x``'s dtype, or in fp32 for
             a 16-bit ``x``.
         eps: added to the variance.
+        weight_offset: added to the weight, for weights that are stored around zero (Gemma's: 1).  torch adds it, in
+            the precision of the arithmetic, so it costs a launch on N values; an absent weight stays a factor of 1.
 
     Returns:
         A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever
@@ -75,12 +79,20 @@ def layer_norm(
     """
     if has_torch_function_variadic(input, weight, bias):
         return handle_torch_function(
-            layer_norm, (input, weight, bias), input, normalized_shape, weight=weight, bias=bias, eps=eps
+            layer_norm,
+            (input, weight, bias),
+            input,
+            normalized_shape,
+            weight=weight,
+            bias=bias,
+            eps=eps,
+            weight_offset=weight_offset,
         )
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     if transformed():
-        return _transformed(x, shape, weight, bias, eps)
+        return _transformed(x, shape, weight, bias, eps, weight_offset)
     N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
+    weight = shifted(weight, weight_offset, x.dtype)
     if traced(x, weight, bias):
         if knows_only_aten(x, weight, bias):
             return layer_norm_aten.operator(x, shape, weight, bias, eps)
@@ -88,8 +100,12 @@ def layer_norm(
     return row_autograd.directly(LAYER_NORM, (x,), N, (weight, bias), eps, kernels_on(x.device))
 
 
-def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _transformed(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, offset: float
+) -> Tensor:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        weight = shifted(weight, offset, x.dtype)
         return layer_norm_aten.operator(x, shape, weight, bias, eps)  # what TorchScript knows
     N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
+    weight = shifted(weight, offset, x.dtype)
     return row_formula.forward(LAYER_NORM, (x,), N, (weight, bias), eps, output_dtype(x.dtype, x.device.type))

@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from tritonln.device import kernels_on
 from tritonln.ops import rms_norm_aten, row_autograd, row_formula
-from tritonln.ops.contract import check, knows_only_aten, output_dtype, traced, transformed
+from tritonln.ops.contract import check, knows_only_aten, output_dtype, shifted, traced, transformed
 from tritonln.ops.rows import Parts, RowOperator
 
 
@@ -33,7 +33,12 @@ row_autograd.define(RMS_NORM)
 
 
 def rms_norm(
-    input: Tensor, normalized_shape: int | Sequence[int], weight: Tensor | None = None, eps: float | None = None
+    input: Tensor,
+    normalized_shape: int | Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+    *,
+    weight_offset: float = 0.0,
 ) -> Tensor:
     r"""Root mean square normalization over the trailing dimensions, as :func:`torch.nn.functional.rms_norm`.
 
@@ -49,6 +54,8 @@ def rms_norm(
         weight: of shape ``normalized_shape``; in ``x``'s dtype, or in fp32 for a 16-bit ``x``.
         eps: added to the mean of the squares.  None: the epsilon of the arithmetic's dtype, so fp32's for a 16-bit
             ``x``, as in torch.
+        weight_offset: added to the weight, for weights that are stored around zero (Gemma's: 1).  torch adds it, in
+            the precision of the arithmetic, so it costs a launch on N values; an absent weight stays a factor of 1.
 
     Returns:
         A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever ``F.rms_norm`` gives fp32).
@@ -67,11 +74,14 @@ def rms_norm(
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019, arXiv 1910.07467), equation 4.
     """
     if has_torch_function_variadic(input, weight):
-        return handle_torch_function(rms_norm, (input, weight), input, normalized_shape, weight=weight, eps=eps)
+        return handle_torch_function(
+            rms_norm, (input, weight), input, normalized_shape, weight=weight, eps=eps, weight_offset=weight_offset
+        )
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     if transformed():
-        return _transformed(x, shape, weight, eps)
+        return _transformed(x, shape, weight, eps, weight_offset)
     N, number = check(F.rms_norm, x, shape, (weight,), eps)
+    weight = shifted(weight, weight_offset, x.dtype)
     if traced(x, weight):
         if knows_only_aten(x, weight):
             return rms_norm_aten.operator(x, shape, weight, number)
@@ -79,8 +89,10 @@ def rms_norm(
     return row_autograd.directly(RMS_NORM, (x,), N, (weight,), number, kernels_on(x.device))
 
 
-def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None) -> Tensor:
+def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None, offset: float) -> Tensor:
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
+        weight = shifted(weight, offset, x.dtype)
         return rms_norm_aten.operator(x, shape, weight, eps)  # what TorchScript knows
     N, number = check(F.rms_norm, x, shape, (weight,), eps)
+    weight = shifted(weight, offset, x.dtype)
     return row_formula.forward(RMS_NORM, (x,), N, (weight,), number, output_dtype(x.dtype, x.device.type))
