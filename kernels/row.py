@@ -201,7 +201,7 @@ def normalize_bwd(dx_hat, x_hat, stats, N, PIECES: tl.constexpr = 1):
     if len(stats) == 2:
         return row_standardize_bwd(dx_hat, x_hat, stats[1], N, PIECES)
     else:
-        dot = to_pieces(tl.reshape(row_sum(sum_pieces(dx_hat * x_hat, PIECES)), [x_hat.shape[0] // PIECES]), PIECES)
+        dot = to_pieces(tl.sum(sum_pieces(dx_hat * x_hat, PIECES), axis=1), PIECES)
         return dx_hat * stats[0] - x_hat * (dot * (1 / N) * stats[0])
 
 
