@@ -16,40 +16,47 @@ pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs com
 
 TARGET = "sm_90"
 each_size = pytest.mark.parametrize("N", [64, 256, 1024, 4096, 16384])
+each_norm = pytest.mark.parametrize("norm", ["layer_norm", "rms_norm"])
 each_dtype = pytest.mark.parametrize(("dtype", "parameters"), [(BF16, F32), (BF16, BF16), (F32, F32)], ids=str)
 
 
+@each_norm
 @each_dtype
 @each_size
-def test_requests_touch_the_sectors_that_their_bytes_need(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+def test_requests_touch_the_sectors_that_their_bytes_need(
+    N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str
+) -> None:
     # fp32 weights of 8 columns that a lane has of a 16-bit row: two interleaved loads, each of which touches all.
     interleaved = 2 if parameters != dtype else 1
-    for m in executed.training("layer_norm", TARGET, N, dtype, parameters):
+    for m in executed.training(norm, TARGET, N, dtype, parameters):
         assert m.load_sectors <= 1.01 * interleaved * m.load_least, m.kernel
         assert m.store_sectors <= m.store_least, m.kernel
 
 
+@each_norm
 @each_dtype
 @each_size
-def test_parameters_in_the_forward(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+def test_parameters_in_the_forward(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str) -> None:
     """Sectors over those of x: weight and bias come from the cache, for every row that a thread holds anew."""
-    forward, *_ = executed.training("layer_norm", TARGET, N, dtype, parameters)
+    forward, *_ = executed.training(norm, TARGET, N, dtype, parameters)
     assert forward.load_sectors * 32 <= (9 if parameters != dtype else 3) * forward.rows * N * dtype.itemsize
 
 
+@each_norm
 @each_dtype
 @each_size
-def test_bank_conflicts(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
-    for m in executed.training("layer_norm", TARGET, N, dtype, parameters):
+def test_bank_conflicts(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str) -> None:
+    for m in executed.training(norm, TARGET, N, dtype, parameters):
         # A program that walks wide rows reduces chunk after chunk: half a wavefront for each column of its 16 rows.
         assert m.wavefronts <= min(max(3000, N // 2), 1.01 * m.wavefronts_least), m.kernel
 
 
+@each_norm
 @each_dtype
 @each_size
-def test_instructions_per_value(N: int, dtype: torch.dtype, parameters: torch.dtype) -> None:
+def test_instructions_per_value(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str) -> None:
     """Of a thread.  An H100 issues 40 in the time that DRAM takes to read and write a 16-bit value."""
-    forward, backward, _ = executed.training("layer_norm", TARGET, N, dtype, parameters)
+    forward, backward, _ = executed.training(norm, TARGET, N, dtype, parameters)
     assert forward.executed.instructions_per_element <= 27
     assert backward.executed.instructions_per_element <= 36
 

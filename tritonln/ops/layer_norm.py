@@ -63,6 +63,7 @@ def layer_norm(
         ``F.layer_norm`` gives fp32).  Statistics, products and the sums of the gradients are fp32,
         and fp64 for fp64 ``x``; each gradient has the dtype of its input.  Saved for backward: the
         arguments and 8 bytes a row (16 for fp64); nothing where no gradient is asked for.
+        Where the variance overflows (deviations past 1e19 in fp32), y is 0.
 
     A row's result and its ``x`` gradient do not depend on the other rows, and the same inputs give
     the same bits on every run.  Derivatives are right to any order, in reverse and forward mode and under

@@ -61,7 +61,8 @@ def rms_norm(
         A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever ``F.rms_norm`` gives fp32).
         Statistics, products and the sums of the gradients are fp32, and fp64 for fp64 ``x``; each gradient has the
         dtype of its input.  Saved for backward: the arguments and 4 bytes a row (8 for fp64); nothing where no
-        gradient is asked for.
+        gradient is asked for.  The mean of squares is computed in that precision too: where it overflows (values
+        past 1e19 in fp32), y is 0, as in torch.
 
     What :func:`tritonln.layer_norm` says of the bits of results and of derivatives holds here too.
 

@@ -23,9 +23,8 @@ from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import SUMS, column_sums_plan
-from tritonln.ops.contract import arithmetic, contiguous_rows, empty_like
-
-Dtypes = tuple[torch.dtype | None, ...]
+from tritonln.ops.contract import arithmetic, empty_like
+from tritonln.ops.operands import Dtypes, column_operands, dtypes_of, operands, stream_operands
 
 
 class Parts(NamedTuple):
@@ -288,23 +287,3 @@ class RowOperator:
                 if plans.sums is not None:
                     plans.sums.launch(plans.sums.count(N), partials, operands(d_columns), P)
         return [*d_streams, *d_columns]
-
-
-def stream_operands(streams: Sequence[Tensor], N: int) -> tuple[Any, ...]:
-    found = []
-    for stream in streams:
-        rows, stride = contiguous_rows(stream, N)
-        found.append((rows,) if stride is None else (rows, stride))
-    return tuple(found)
-
-
-def column_operands(columns: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    return tuple([() if c is None else (c.contiguous(),) for c in columns])
-
-
-def operands(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    return tuple([() if t is None else (t,) for t in tensors])
-
-
-def dtypes_of(streams: Sequence[Tensor], columns: Sequence[Tensor | None]) -> tuple[Dtypes, Dtypes]:
-    return tuple([t.dtype for t in streams]), tuple([None if c is None else c.dtype for c in columns])

@@ -19,9 +19,9 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
+from tritonln.ops.operands import operands
 from tritonln.ops.recurrent import step_graphs
 from tritonln.ops.recurrent.shared import LSTMSteps, order, running, states
-from tritonln.ops.rows import operands
 
 # ---- from configurations to launches -------------------------------------------------------------
 
