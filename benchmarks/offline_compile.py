@@ -39,7 +39,7 @@ def of_tritonln(target: str, cases: list[Facts]) -> Iterator[list[Facts]]:
     for case in cases:
         dtype = DTYPES[case["dtype"]]
         found: list[Facts] = []
-        for r in inspect_operator("layer_norm", target, case["N"], dtype, dtype, case["M"]):
+        for r in inspect_operator(case["operator"], target, case["N"], dtype, dtype, case["M"]):
             # The sum over partial sums walks one row for each program of the kernel before it.
             rows = found[-1]["programs"] if r.kernel == "column_sum" else case["M"]
             found.append(facts(r, rows, TARGETS[target], backward=bool(found)))

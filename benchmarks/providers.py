@@ -69,31 +69,29 @@ class Tritonln(Provider):
     install = "pip install triton"
     compiles = True
 
-    def unsupported(self, case: Case) -> str | None:
-        import tritonln
-
-        return None if hasattr(tritonln, case.shape.operator) else f"has no {case.shape.operator} yet"
-
     def norm(self, operator: str) -> Norm:
         import tritonln
 
         if operator == "layer_norm":
             return lambda x, w, b: tritonln.layer_norm(x, w.shape, w, b, EPS)
-        rms_norm = getattr(tritonln, operator)
-        return lambda x, w, b: rms_norm(x, w.shape, w, EPS)
+        return lambda x, w, b: tritonln.rms_norm(x, w.shape, w, EPS)
 
     def configuration(self, case: Case) -> dict[str, Any] | None:
         from tritonln.device import kernels_on, triton_device_type
         from tritonln.ops.layer_norm import LAYER_NORM
+        from tritonln.ops.rms_norm import RMS_NORM
 
         device = kernels_on(torch.device(triton_device_type() or "cpu"))
-        if device is None or case.shape.operator != "layer_norm":
+        if device is None:
             return None
+        operator = {o.name: o for o in (LAYER_NORM, RMS_NORM)}[case.shape.operator]
         N, dtype, plans = case.shape.N, case.torch_dtype, []
+        parameters = (dtype,) * len(operator.columns)
         if case.direction != "backward":
-            plans.append(LAYER_NORM.forward_plan(N, (dtype,), (dtype,) * 2, dtype, case.direction != "no_grad", device))
+            plans.append(operator.forward_plan(N, (dtype,), parameters, dtype, case.direction != "no_grad", device))
         if case.gradients:
-            plans.append(LAYER_NORM.backward_plan(N, dtype, (dtype,), (dtype,) * 2, (True,) * 3, device).several)
+            needs = (True,) * (1 + len(parameters))
+            plans.append(operator.backward_plan(N, dtype, (dtype,), parameters, needs, device).several)
         return {
             p.launch.name: {"constants": [c for c in p.launch.constants if isinstance(c, int)], **p.launch.options}
             for p in plans

@@ -1,5 +1,6 @@
 """What is measured, against whom, and that a wrong result is not timed."""
 
+import dataclasses
 import importlib.util
 from typing import Any
 
@@ -69,10 +70,12 @@ def test_eager_is_right_and_timed(operator: str, direction: str, dtype: str) -> 
     assert found["of_copy"] == pytest.approx(found["GB/s"])
 
 
-def test_tritonln_is_right_and_names_its_configuration() -> None:
-    found = measure(Case(SMALL, "fp32", "backward"), PROVIDERS["tritonln"], bench())
+@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm"])
+def test_tritonln_is_right_and_names_its_configuration(operator: str) -> None:
+    shape = dataclasses.replace(SMALL, operator=operator)
+    found = measure(Case(shape, "fp32", "backward"), PROVIDERS["tritonln"], bench())
     assert found["status"] == "ok", found
-    assert found["configuration"]["layer_norm_bwd"]["num_warps"] > 0
+    assert found["configuration"][f"{operator}_bwd"]["num_warps"] > 0
 
 
 class Off(torch.autograd.Function):

@@ -115,11 +115,12 @@ def test_regressions_come_first_and_noise_is_named(tmp_path: pathlib.Path) -> No
     assert "4 cells in both: 2 slower, 1 inside the noise, 1 faster" in text
 
 
-def test_an_offline_cell() -> None:
+@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm"])
+def test_an_offline_cell(operator: str) -> None:
     """A backward of two launches, compiled and read."""
-    given = json.dumps([{"M": 4096, "N": 64, "dtype": "bf16"}])
+    given = json.dumps([{"operator": operator, "M": 4096, "N": 64, "dtype": "bf16"}])
     (kernels,) = child("offline_compile", "--provider", "tritonln", given=given)
-    shape = Shape("hidden", "layer_norm", 4096, 64, "")
+    shape = Shape("hidden", operator, 4096, 64, "")
     backward = cell(Case(shape, "bf16", "backward"), kernels, TARGETS["sm_90"].bandwidth)
     assert backward["status"] == "modelled"
     assert (backward["launches"], backward["spills"]) == (2, 0)
