@@ -53,6 +53,13 @@ def device() -> torch.device:
 
 
 @pytest.fixture
+def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators on rows take the path of tensors that no kernel serves."""
+    for module in ("rms_norm", "layer_norm", "row_autograd"):
+        monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
+
+
+@pytest.fixture
 def aten(monkeypatch: pytest.MonkeyPatch) -> None:
     """Recurrent layers take the path of tensors that no kernel serves, fast on a CPU."""
     for operator in ("lstm", "gru"):

@@ -1,6 +1,5 @@
 """tritonln.rms_norm against the fp64 oracle and against F.rms_norm."""
 
-import copy
 import itertools
 from collections.abc import Callable
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from torch.func import jacfwd, jacrev, jvp, vmap
 
 import tritonln
-from tests.helpers.problems import BF16, F16, F32, F64, WIDE, problem, rand
+from tests.helpers.problems import BF16, F16, F32, F64, WIDE, problem
 from tests.helpers.tolerance import assert_close
 from tritonln import reference
 
@@ -141,67 +140,7 @@ def test_gradients_only_of_what_requires_them(device: torch.device) -> None:
     assert tritonln.rms_norm(x, 24, w).grad_fn is None
 
 
-# ---- weights around zero -------------------------------------------------------------------------
-
-
-def offset_gradients(norm: Callable[..., Tensor], tensors: list[Tensor], dy: Tensor, **settings: object):  # type: ignore[no-untyped-def]
-    """y and the gradients of everything; eps is 1e-5."""
-    leaves = [t.detach().requires_grad_() for t in tensors]
-    y = norm(leaves[0], dy.shape[-1:], *leaves[1:], eps=1e-5, **settings)
-    return [y.detach(), *torch.autograd.grad(y, leaves, dy)]
-
-
-@pytest.fixture(params=["kernels", "aten", "op"])
-def way(request: pytest.FixtureRequest) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
-    """Eager with kernels and without, and compiled."""
-    if request.param == "aten":
-        request.getfixturevalue("without_kernels")
-    if request.param != "op":
-        return lambda norm: norm
-    return lambda norm: torch.compile(norm, fullgraph=True, backend="aot_eager")
-
-
-@pytest.mark.parametrize("dtype", [F32, BF16, F64], ids=str)
-@pytest.mark.parametrize("offset", [1.0, 0.1])
-@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
-def test_weight_offset(name: str, offset: float, way, dtype: torch.dtype, device: torch.device) -> None:  # type: ignore[no-untyped-def]
-    """As a weight that the offset is added to; in the arithmetic's precision, so of a tiny weight nothing is lost."""
-    x, w, b, dy = problem(5, 64, dtype, device)
-    given = [x, w, b] if name == "layer_norm" else [x, w]
-    found = offset_gradients(way(getattr(tritonln, name)), given, dy, weight_offset=offset)
-    shifted = [t.double() + (offset if t is w else 0.0) for t in given]
-    expected = offset_gradients(getattr(reference, name), shifted, dy.double())
-    scale = reference.dx_scale(x, (64,), shifted[1], 1e-5, dy, centred=name == "layer_norm")
-    for i, (got, want) in enumerate(zip(found, expected)):
-        assert_close(f"{name} {i}", got, want, 5, 1.0 if got.dim() == 1 else 2.0, scale if i == 1 else 0.0)
-
-
-def test_an_absent_weight_is_not_offset(way, device: torch.device) -> None:  # type: ignore[no-untyped-def]
-    x, w, dy = inputs(5, 64, F32, device)
-    for norm in (tritonln.rms_norm, tritonln.layer_norm):
-        assert way(norm)(x, 64, None, weight_offset=1.5).equal(norm(x, 64))
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", ["rms_norm", "layer_norm"])
-def test_derivatives_with_an_offset(name: str, device: torch.device) -> None:
-    x, w, _, dy = problem(3, 6, F64, device)
-    ours = lambda x, w: getattr(tritonln, name)(x, (6,), w, eps=1e-5, weight_offset=1.5)  # noqa: E731
-    theirs = lambda x, w: getattr(F, name)(x, (6,), w + 1.5, eps=1e-5)  # noqa: E731
-    torch.testing.assert_close(jvp(ours, (x, w), (dy, w))[1], jvp(theirs, (x, w), (dy, w))[1])
-    torch.testing.assert_close(vmap(ours, (0, None))(x, w), theirs(x, w))
-    leaves = (x.requires_grad_(), w.requires_grad_())
-    assert torch.autograd.gradcheck(ours, leaves)
-    assert torch.autograd.gradgradcheck(ours, leaves)
-
-
 # ---- without kernels ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("rms_norm", "layer_norm", "row_autograd"):
-        monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
 
 
 @pytest.mark.usefixtures("without_kernels")
@@ -339,51 +278,3 @@ def test_devices_must_agree() -> None:
 def test_autocast_is_fp32_exactly_where_torch_s_is() -> None:
     for key, casts in (("AutocastCPU", False), ("AutocastCUDA", True)):
         assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::rms_norm", key) == casts
-
-
-# ---- the module --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("args", "kwargs"),
-    [
-        ((24,), {}),
-        (([3, 8],), {"eps": 1e-3}),
-        ((24,), {"elementwise_affine": False}),
-        ((24,), {"device": "meta", "dtype": BF16}),
-    ],
-)
-def test_module_is_torch_s_but_for_its_forward(args, kwargs) -> None:  # type: ignore[no-untyped-def]
-    ours, theirs = tritonln.nn.RMSNorm(*args, **kwargs), torch.nn.RMSNorm(*args, **kwargs)
-    assert isinstance(ours, torch.nn.RMSNorm)
-    assert repr(ours) == repr(theirs)
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for name, t in theirs.state_dict().items():
-        assert ours.state_dict()[name].dtype == t.dtype
-        assert ours.state_dict()[name].device == t.device
-
-
-def test_module_values_copies_and_state(device: torch.device, tmp_path) -> None:  # type: ignore[no-untyped-def]
-    theirs, norm = torch.nn.RMSNorm((3, 8), eps=1e-3), tritonln.nn.RMSNorm((3, 8), eps=1e-3)
-    torch.nn.init.normal_(theirs.weight)
-    norm.load_state_dict(theirs.state_dict())
-    norm.to(device)
-    x = rand(2, 5, 3, 8, dtype=F32, device=device)
-    y = norm(x)
-    y.backward(torch.ones_like(y))
-    ref = reference.rms_norm_gradients(x, (3, 8), norm.weight, 1e-3, torch.ones_like(y))
-    assert norm.weight.grad is not None
-    assert_close("y", y.detach(), ref["y"])
-    assert_close("dw", norm.weight.grad, ref["dw"], 10)
-    torch.save(norm, tmp_path / "norm.pt")
-    for other in (copy.deepcopy(norm), torch.load(tmp_path / "norm.pt", weights_only=False)):
-        assert other(x).equal(y)
-
-
-@forward_mode_warns
-def test_torchscript() -> None:
-    norm = tritonln.nn.RMSNorm(8)
-    torch.nn.init.normal_(norm.weight)
-    x = torch.randn(2, 8)
-    torch.testing.assert_close(torch.jit.script(norm)(x), norm(x))
-    torch.testing.assert_close(torch.jit.trace(norm, x)(x), norm(x))
