@@ -8,6 +8,7 @@ import tarfile
 import zipfile
 
 import pytest
+from filelock import FileLock
 
 ROOT = pathlib.Path(__file__).parents[1]
 KERNELS = {str(f.relative_to(ROOT / "kernels")) for f in (ROOT / "kernels").rglob("*.py")}
@@ -18,11 +19,9 @@ TABLES = {str(f.relative_to(ROOT)) for f in (ROOT / "autotune_cache").rglob("*.j
 def built(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     out = tmp_path_factory.mktemp("dist")
     # The environment's own setuptools: a test needs no network.
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)],
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    with FileLock(tmp_path_factory.getbasetemp().parent / "build.lock"):  # workers would build in one folder at once
+        done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return out
 
