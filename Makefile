@@ -12,10 +12,11 @@ HIDDEN := 64,128,256,512,768,1024,1536,2048,3072,4096,5120,8192,12288,16384,3276
 demo: $(VENV)/installed
 	$(BIN)/python -m benchmarks.demo
 
-# Kernels run on the GPU, or without one on an emulated H100; a short part in Triton's interpreter.
+# Kernels run on the GPU, or without one on an emulated H100; a short part in Triton's interpreter.  What is marked
+# thorough, more cases of what is tested here too, runs by `.venv/bin/python -m pytest -n auto`, with all else.
 test: $(VENV)/installed
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -n $(WORKERS) -q -m interpreted
-	$(BIN)/python -m pytest -n $(WORKERS) -q
+	$(BIN)/python -m pytest -n $(WORKERS) -q -m "not thorough"
 
 check: $(VENV)/installed
 	$(BIN)/ruff check .

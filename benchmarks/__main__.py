@@ -5,6 +5,8 @@
     python -m benchmarks bench                            the one of the two that fits this machine, and its report
     python -m benchmarks report RESULTS.jsonl             one HTML page and its plots
     python -m benchmarks compare OLD.jsonl NEW.jsonl      regressions first
+    python -m benchmarks recurrent                        LSTM and GRU layers of real nets beside their alternatives
+    python -m benchmarks claims                           what layer normalization is said to do, tried on real data
 
 A run that was stopped continues where it was when the same command is given again.
 """
@@ -19,6 +21,7 @@ from collections.abc import Callable, Sequence
 
 from benchmarks.cases import GROUPS, PASSES, SWEPT_DTYPES, cases, chosen
 from benchmarks.providers import PROVIDERS
+from benchmarks.recurrent import options as recurrent_options
 from benchmarks.results_file import RESULTS, Record, Results, continues, environment
 from tritonln.device import TARGETS
 
@@ -71,6 +74,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("old", type=pathlib.Path)
     compare.add_argument("new", type=pathlib.Path)
     compare.add_argument("--all", action="store_true", help="also cells that did not change")
+    recurrent_options(commands.add_parser("recurrent", help="LSTM and GRU layers of real nets beside alternatives"))
+    claims = commands.add_parser("claims", help="the claims of layer normalization on real data: a page and its plots")
+    claims.add_argument("--seeds", type=int, default=5, help="of each run (default: %(default)s)")
+    claims.add_argument("--out", type=pathlib.Path, default=RESULTS / "claims", help="folder (default: %(default)s)")
     return top
 
 
@@ -134,6 +141,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             from benchmarks.report import report
 
             print(report(a.results, a.out or a.results.parent))
+        elif a.command == "recurrent":
+            from benchmarks.recurrent import run as recurrent
+
+            recurrent(a)
+        elif a.command == "claims":
+            from benchmarks.claims.run import run as claims
+
+            page, verdicts = claims(a.out, a.seeds)
+            for v in verdicts:
+                print(f"{v.verdict:>18}: {v.claim} ({v.found})")
+            print(page)
         else:
             from benchmarks.compare import compare
 

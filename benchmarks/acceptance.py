@@ -3,10 +3,11 @@
     python -m benchmarks.acceptance [--minutes 8.5] [--rehearse] [--out FOLDER]
 
 In this order, so that a run that is cut off is worth most: the environment; tests on the device, first of
-what only a GPU can show; the copy bandwidth; tuning of the shipped hidden sizes; a sweep against eager and cuDNN; the
-report.  Each step is a process with a time of its own, after which it is interrupted, so that it says where it was; a
-step that fails stops none of the others, and everything is written under benchmarks/results/<gpu>/.  Results of
-another commit are put aside there.  torch, triton, pytest and pytest-benchmark are enough: no network, no install.
+what only a GPU can show; the copy bandwidth; tuning of the shipped hidden sizes; a sweep against eager and cuDNN;
+recurrent layers beside cuDNN's and a scripted loop; the report.  Each step is a process with a time of its own, after
+which it is interrupted, so that it says where it was; a step that fails stops none of the others, and everything is
+written under benchmarks/results/<gpu>/.  Results of another commit are put aside there.  torch, triton, pytest and
+pytest-benchmark are enough: no network, no install.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
     )
     copies = (*run, "--providers", "copy", "--cases", "hidden", "--dtypes", "bf16", "--passes", "forward")
     sweep = (*run, "--providers", "tritonln,eager,cudnn,copy", "--dtypes", "bf16", "--passes", "no_grad,backward")
+    recurrent = (
+        *("-m", "benchmarks", "recurrent", "--providers", "tritonln,scripted loop,torch.nn", "--samples", "10"),
+        *(("--nets", "vowels") if rehearse else ()),
+    )
     tuning = (
         "-m",
         "tritonln",
@@ -66,8 +71,9 @@ def steps(out: pathlib.Path, rehearse: bool) -> list[Step]:
         Step("tests of the device", 90, (*tests, "tests/test_gpu.py", "tests/recurrent/test_gpu.py", "-rs"), 16),
         *([Step("tests on the device", 85, (*tests, *whole), 12)] if whole else []),
         Step("copy bandwidth", 30, copies),
-        Step("tuning", 115, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ())), partial=True),
-        Step("sweep", 140, (*sweep, "--seconds", "130"), tries=4),
+        Step("tuning", 100, (*tuning, *(("--target", "sm_90", "--offline") if rehearse else ())), partial=True),
+        Step("sweep", 115, (*sweep, "--seconds", "105"), tries=4),
+        Step("recurrent layers", 40, recurrent, 24, partial=True),
         Step("report", 30, ("-m", "benchmarks", "report", results)),
     ]  # fmt: skip
 

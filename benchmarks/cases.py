@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from benchmarks.operators import OPERATORS, Operator
 from tritonln.dtypes import DTYPES
 
 SWEPT_DTYPES = ("bf16", "fp16", "fp32")
@@ -21,13 +22,14 @@ ROWS = tuple(4**i for i in range(11))  # 1 .. 1,048,576
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """M rows of N values.  `source` says who has such rows."""
+    """M rows of N values, in batches where the operator knows any.  `source` says who has such rows."""
 
     group: str
-    operator: str  # "layer_norm" or "rms_norm"
+    operator: str  # of OPERATORS
     M: int
     N: int
     source: str
+    batches: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +55,15 @@ class Case:
         return self.direction in ("backward", "both")
 
     @property
+    def operator(self) -> Operator:
+        return OPERATORS[self.shape.operator]
+
+    @property
     def least_bytes(self) -> int:
-        """What must move: x, y and the parameters forward; x, dy, dx, the weight and the gradients backward."""
-        rows = self.shape.M * self.shape.N * self.torch_dtype.itemsize
-        row = self.shape.N * self.torch_dtype.itemsize
-        bias = self.shape.operator == "layer_norm"
-        forward, backward = 2 * rows + (1 + bias) * row, 3 * rows + (2 + bias) * row
-        return {"forward": forward, "no_grad": forward, "backward": backward, "both": forward + backward}[
-            self.direction
-        ]
+        """What must move, as Operator.least_bytes says."""
+        backward = {"forward": (False,), "no_grad": (False,), "backward": (True,), "both": (False, True)}
+        s, size = self.shape, self.torch_dtype.itemsize
+        return sum(self.operator.least_bytes(b, s.M, s.batches, s.N, size, size) for b in backward[self.direction])
 
 
 def hidden(itemsize: int) -> Iterator[Shape]:
@@ -101,7 +103,21 @@ REAL = (
     Shape("real", "layer_norm", 256, 12288, "decoding, batch 256, GPT-3"),
 )  # fmt: skip
 
-GROUPS = ("hidden", "rows", "real")
+FAMILY = (
+    Shape("family", "add_rms_norm", 8192, 4096, "Llama 3 8B, one sequence (arXiv 2407.21783)"),
+    Shape("family", "add_layer_norm", 8 * 1024, 1600, "GPT-2 XL, batch 8 of 1,024 tokens (Radford et al. 2019)"),
+    Shape("family", "adaptive_layer_norm", 256 * 256, 1152, "DiT-XL/2 at 256, batch 256 (arXiv 2212.09748)", 256),
+    Shape("family", "add_adaptive_layer_norm", 256 * 256, 1152, "DiT-XL/2 at 256, batch 256 (arXiv 2212.09748)", 256),
+    Shape("family", "gated_residual", 256 * 256, 1152, "DiT-XL/2 at 256, batch 256 (arXiv 2212.09748)", 256),
+    Shape("family", "adaptive_rms_norm", 256 * 256, 1152, "the same rows, with RMS norm", 256),
+    Shape("family", "add_adaptive_rms_norm", 256 * 256, 1152, "the same rows, with RMS norm", 256),
+    Shape("family", "qk_norm", 4096 * 32, 128, "32 heads of 128, 4,096 tokens (Qwen3, arXiv 2505.09388; as many of k)"),
+    Shape("family", "quantized_rms_norm", 8192, 4096, "Llama 3 8B, one sequence (arXiv 2407.21783)"),
+    Shape("family", "quantized_layer_norm", 8 * 1024, 1600, "GPT-2 XL, batch 8 of 1,024 tokens (Radford et al. 2019)"),
+    Shape("family", "gated_rms_norm", 8192, 5120, "Mamba-2 2.7B, four sequences of 2,048 (arXiv 2405.21060)"),
+)  # fmt: skip
+
+GROUPS = ("hidden", "rows", "real", "family")
 
 
 def cases(
@@ -110,12 +126,14 @@ def cases(
     """Every case asked for, once, in an order that makes the first part of an unfinished run worth most."""
     found: dict[str, Case] = {}
     for dtype in dtypes:
-        shapes = {"hidden": list(hidden(DTYPES[dtype].itemsize)), "rows": list(rows()), "real": list(REAL)}
+        shapes = {"hidden": list(hidden(DTYPES[dtype].itemsize)), "rows": list(rows())}
+        shapes |= {"real": list(REAL), "family": list(FAMILY)}
         for group in groups:
             for direction in directions:
                 for shape in shapes[group]:
                     case = Case(shape, dtype, direction)
-                    found.setdefault(case.id, case)
+                    if direction == "no_grad" or not case.operator.inference:
+                        found.setdefault(case.id, case)
     return list(found.values())
 
 

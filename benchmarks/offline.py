@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from benchmarks.cases import Case
+from benchmarks.operators import FUSED
 from benchmarks.progress import progress
 from benchmarks.providers import PROVIDERS
 from benchmarks.results_file import Record, Results
@@ -26,7 +27,7 @@ from tritonln.device import TARGETS
 
 STUBBED = "sm_90"  # what the stub driver plays, and so all that other libraries are compiled for
 HOST_SHAPE = (2, 1024)
-COUNTED_ROWS, COUNTED_HIDDEN = 256, (64, 1024, 4096)
+COUNTED_ROWS, COUNTED_HIDDEN, COUNTED_HIDDEN_FUSED = 256, (64, 1024, 4096), (64, 1024)
 
 
 def child(module: str, *arguments: str, given: str = "") -> Iterator[Any]:
@@ -72,7 +73,7 @@ def run(cases: Sequence[Case], providers: Sequence[str], target: str, results: R
         total += 1
     if "traffic" not in known:
         steps.append(_traffic(results))
-        total += 1
+        total += 1 + len(FUSED)
     _together(steps, total)
 
 
@@ -99,6 +100,8 @@ def _together(steps: Sequence[Iterator[None]], total: int) -> None:
 def _refusal(case: Case, provider: str, target: str) -> Record | None:
     if not PROVIDERS[provider].compiles:
         return {"status": "unsupported", "reason": "needs a GPU: no Triton kernels to compile"}
+    if case.shape.operator in FUSED:
+        return {"status": "unsupported", "reason": "of fused operators bytes and launches are counted, not modelled"}
     if case.shape.operator != "layer_norm" and provider != "tritonln":
         return {"status": "unsupported", "reason": "of other libraries only layer_norm is compiled offline"}
     if provider != "tritonln" and target != STUBBED:
@@ -131,6 +134,7 @@ def cell(case: Case, kernels: list[Record], bandwidth: float) -> Record:
         **{"seconds": seconds, "GB/s": case.least_bytes / seconds / 1e9},
         "of_copy": case.least_bytes / seconds / bandwidth,
         "launches": len(mine),
+        "binds": main["binds"],
         "spills": max(k["spills"] for k in mine),
         "registers": main["registers"],
         **{"loads": main["loads"], "stores": main["stores"]},
@@ -148,11 +152,12 @@ def _host(results: Results) -> Iterator[None]:
 
 
 def _traffic(results: Results) -> Iterator[None]:
-    hidden = ",".join(map(str, COUNTED_HIDDEN))
-    arguments = ("--json", "--rows", str(COUNTED_ROWS), "--hidden", hidden, "--weight-dtype", "bf16")
-    for record in list(child("traffic", *arguments)):
-        results.append({"record": "traffic", "M": COUNTED_ROWS, **record})
-    yield
+    for operator in ("layer_norm", *FUSED):
+        hidden = ",".join(map(str, COUNTED_HIDDEN_FUSED if operator in FUSED else COUNTED_HIDDEN))
+        arguments = ("--operator", operator, "--rows", str(COUNTED_ROWS), "--hidden", hidden, "--weight-dtype", "bf16")
+        for record in list(child("traffic", "--json", *arguments)):
+            results.append({"record": "traffic", "M": COUNTED_ROWS, **record})
+        yield
 
 
 def header(target: str) -> Record:

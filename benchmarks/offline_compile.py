@@ -38,20 +38,16 @@ def of_tritonln(target: str, cases: list[Facts]) -> Iterator[list[Facts]]:
 
     for case in cases:
         dtype = DTYPES[case["dtype"]]
-        found: list[Facts] = []
-        for r in inspect_operator(case["operator"], target, case["N"], dtype, dtype, case["M"]):
-            # The sum over partial sums walks one row for each program of the kernel before it.
-            rows = found[-1]["programs"] if r.kernel == "column_sum" else case["M"]
-            found.append(facts(r, rows, TARGETS[target], backward=bool(found)))
-        yield found
+        reports = inspect_operator(case["operator"], target, case["N"], dtype, dtype, case["M"])
+        yield [facts(r, TARGETS[target], backward=i > 0) for i, r in enumerate(reports)]
 
 
-def facts(report: Report, rows: int, device: Device, backward: bool) -> Facts:
-    from tritonln.tuning.model import seconds
+def facts(report: Report, device: Device, backward: bool) -> Facts:
+    from tritonln.tuning.model import terms
 
     kept = {k: getattr(report, k) for k in KEPT}
-    moved = report.bytes_per_element * rows * report.hidden
-    return {**kept, "moved": moved, "seconds": seconds(report, rows, device), "backward": backward}
+    moved, found = report.bytes_per_element * report.rows * report.hidden, terms(report, device)
+    return {**kept, "moved": moved, "seconds": found.seconds, "binds": found.binds, "backward": backward}
 
 
 @dataclasses.dataclass
@@ -109,17 +105,22 @@ class Listener:
             instructions_per_element=code.instructions * threads / (rows * self.case["N"]),
             in_flight=resident * rows * self.case["N"] * streamed,
             needed=self.needed,
+            rows=self.case["M"],
+            local=code.local * threads / (rows * self.case["N"]),
         )
-        self.launched[name] = facts(report, self.case["M"], self.device, self.backward)
+        self.launched[name] = facts(report, self.device, self.backward)
         return compiled
 
     def torchs(self, kernel: Any, backward: bool) -> Facts:
         """An operator of torch's, such as a sum over partial sums, taken to run at full bandwidth."""
+        from tritonln.tuning.model import LAUNCH
+
         return {
             **dict.fromkeys(("num_warps", "num_ctas", "registers", "spills", "shared", "resident", "barriers"), 0),
             **{"kernel": kernel.name, "programs": self.device.multiprocessors, "loads": {}, "stores": {}},
             **{"in_flight": self.needed, "needed": self.needed, "moved": kernel.distinct},
-            **{"seconds": kernel.distinct / self.device.bandwidth + LATENCY / 2, "backward": backward},
+            **{"seconds": kernel.distinct / self.device.bandwidth + LATENCY / 2 + LAUNCH, "binds": "memory"},
+            "backward": backward,
         }
 
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from benchmarks.results_file import Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# Of Okabe and Ito, and of Tol, told apart by the colour-blind; each provider has a marker of its own too.
 COLORS = {
-    "tritonln": "#0b6e4f", "eager": "#8d99ae", "compile": "#5e60ce", "cudnn": "#76b900", "liger": "#e76f51",
-    "fla": "#e9c46a", "quack": "#2a9d8f", "flash_attn": "#9d4edd", "apex": "#577590", "transformer_engine": "#bc6c25",
+    "tritonln": "#D55E00", "eager": "#0072B2", "compile": "#CC79A7", "cudnn": "#009E73", "liger": "#56B4E9",
+    "fla": "#E69F00", "quack": "#332288", "flash_attn": "#882255", "apex": "#999933", "transformer_engine": "#117733",
     "copy": "#222222",
 }  # fmt: skip
+MARKERS = dict(zip(COLORS, "osD^vPX<>p*"))
 SHORT = {"forward": "forward", "backward": "backward", "both": "forward and backward", "no_grad": "forward, no_grad"}
 
 
@@ -41,7 +43,7 @@ def plots(header: Record, timed: Sequence[Record], host: Sequence[Record]) -> di
             some = [r for r in timed if (r["pass"], r["dtype"], r["group"]) == (direction, dtype, "hidden")]
             if some:
                 found[f"bandwidth-{direction}-{dtype}.png"] = png(bandwidth(header, some, direction, dtype))
-    ours = [r for r in timed if r["provider"] == "tritonln" and r["operator"] == "layer_norm"]
+    ours = [r for r in timed if r["provider"] == "tritonln" and r["operator"] == "layer_norm" and r["group"] in SWEEPS]
     for other in ("eager", "cudnn", "liger", "fla"):
         theirs = {r["id"].rsplit("/", 1)[0]: r for r in timed if r["provider"] == other}
         ratios = [(r, theirs[i]["seconds"] / r["seconds"]) for r in ours if (i := r["id"].rsplit("/", 1)[0]) in theirs]
@@ -64,10 +66,11 @@ def bandwidth(header: Record, cells: Sequence[Record], direction: str, dtype: st
     axes = f.subplots()
     for provider in dict.fromkeys(r["provider"] for r in cells):
         points = sorted((r["N"], r["GB/s"]) for r in cells if r["provider"] == provider)
-        axes.plot(*zip(*points), marker="o", ms=4, lw=1.6, label=provider, color=COLORS.get(provider))
+        marker = MARKERS.get(provider, "o")
+        axes.plot(*zip(*points), marker=marker, ms=4.5, lw=1.6, label=provider, color=COLORS.get(provider))
     roof = header.get("copy_bandwidth") or header["bandwidth"]
     says = "measured copy" if "copy_bandwidth" in header else "data sheet"
-    axes.axhline(roof / 1e9, color="#c1121f", lw=1.2, ls="--", label=f"{says}, {roof / 1e9:.0f} GB/s")
+    axes.axhline(roof / 1e9, color="#555555", lw=1.2, ls="--", label=f"{says}, {roof / 1e9:.0f} GB/s")
     axes.set_xscale("log", base=2)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("N (row length), x at constant bytes")
@@ -78,30 +81,35 @@ def bandwidth(header: Record, cells: Sequence[Record], direction: str, dtype: st
     return f
 
 
-def speedup(header: Record, ratios: Sequence[tuple[Record, float]], other: str) -> Figure:
-    """A panel a pass: the other's time over tritonln's, over row length and rows."""
-    from matplotlib.colors import LogNorm
+# Of Okabe and Ito, told apart by the colour-blind, and by their markers where there is no colour.
+PASS_STYLES = {
+    "no_grad": {"color": "#009E73", "marker": "v"}, "forward": {"color": "#0072B2", "marker": "o"},
+    "backward": {"color": "#D55E00", "marker": "s"}, "both": {"color": "#000000", "marker": "^"},
+}  # fmt: skip
+SWEEPS = {"hidden": ("N", "N (row length), x at constant bytes"), "rows": ("M", "M (rows), N = {}")}
 
-    directions = [d for d in SHORT if any(r["pass"] == d for r, _ in ratios)]
-    f = figure(4.6 * len(directions) + 0.8, 4.4)
-    panels = f.subplots(1, len(directions), squeeze=False)[0]
-    points: Any = None
-    scale = LogNorm(0.5, 2)  # twice as fast and half as fast are equally far from 1
-    for axes, direction in zip(panels, directions):
-        some = [(r["N"], r["M"], value) for r, value in ratios if r["pass"] == direction]
-        N, M, values = zip(*some)
-        points = axes.scatter(N, M, c=values, cmap="RdYlGn", norm=scale, marker="s", s=120, edgecolors="#555")
-        for n, m, value in some:
-            ink = "black" if 0.62 < value < 1.6 else "white"
-            axes.annotate(f"{value:.2g}", (n, m), fontsize=6, ha="center", va="center", color=ink)
+
+def speedup(header: Record, ratios: Sequence[tuple[Record, float]], other: str) -> Figure:
+    """The other's time over tritonln's: a panel for each sweep, over row length and over rows."""
+    sweeps = [name for name in SWEEPS if any(r["group"] == name for r, _ in ratios)]
+    f = figure(5.2 * len(sweeps) + 0.4, 3.8)
+    for axes, name in zip(f.subplots(1, len(sweeps), squeeze=False, sharey=True)[0], sweeps):
+        along, label = SWEEPS[name]
+        some = [(r, value) for r, value in ratios if r["group"] == name]
+        for direction, style in PASS_STYLES.items():
+            points = sorted((r[along], value) for r, value in some if r["pass"] == direction)
+            if points:
+                axes.plot(*zip(*points), lw=1.4, ms=4, label=SHORT[direction], **style)  # type: ignore[arg-type]
+        axes.axhline(1, color="#555555", lw=1)
+        axes.set(xlabel=label.format(some[0][0]["N"]), yscale="log")
         axes.set_xscale("log", base=2)
-        axes.set_yscale("log", base=2)
-        axes.set_xlabel("N")
-        axes.set_ylabel("M (rows)")
-        axes.set_title(SHORT[direction], fontsize=10)
-        axes.margins(0.1)
-    bar = f.colorbar(points, ax=list(panels), label=f"{other} / tritonln, seconds", ticks=[0.5, 1, 2], format="%g")
-    bar.minorticks_off()
+        low, high = axes.get_ylim()
+        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= t <= high]
+        axes.set_yticks(ticks, [f"{t:g}" for t in ticks])
+        axes.minorticks_off()
+        axes.grid(alpha=0.25)
+        axes.legend(fontsize=8)
+        axes.set_ylabel(f"{other} / tritonln, seconds")
     f.suptitle(f"speed-up over {other}: {note(header)}", fontsize=10)
     return f
 

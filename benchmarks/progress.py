@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def progress(items: Sequence[T], title: str) -> Iterator[T]:
+def progress(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
+    """The items; `total` says how many where they have no length."""
+    count = len(items) if isinstance(items, Sequence) else total or 0
     try:
         from rich.progress import track
     except ImportError:
-        yield from _lines(items, title)
+        yield from _lines(items, title, count)
         return
-    yield from track(items, title)
+    yield from track(items, title, count)
 
 
-def _lines(items: Sequence[T], title: str) -> Iterator[T]:
+def _lines(items: Iterable[T], title: str, count: int) -> Iterator[T]:
     start = said = time.monotonic()
     for i, item in enumerate(items):
         yield item
         now = time.monotonic()
-        if now - said > 10 or i + 1 == len(items):
+        if now - said > 10 or i + 1 == count:
             said = now
-            left = (now - start) / (i + 1) * (len(items) - i - 1)
-            print(f"{title}: {i + 1} of {len(items)}, {left:.0f} s left", file=sys.stderr, flush=True)
+            left = (now - start) / (i + 1) * (count - i - 1)
+            print(f"{title}: {i + 1} of {count}, {left:.0f} s left", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import importlib.util
 import warnings
-from collections.abc import Callable
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.cases import Case
+from benchmarks.operators import NORMS, OPERATORS, Norm
 
 EPS = 1e-5
-
-# (x, weight, bias) -> y, differentiable.  bias is None for rms_norm.
-Norm = Callable[[Tensor, Tensor, Tensor | None], Any]
 
 PROVIDERS: dict[str, Provider] = {}
 
@@ -36,6 +34,7 @@ class Provider(abc.ABC):
     package = "torch"  # the module that must be importable
     install = ""  # the command that brings it
     eps: Any = EPS
+    operators: Collection[str] = NORMS
     compiles = False  # whether its kernels are Triton's and can be compiled without a GPU
 
     def missing(self) -> str | None:
@@ -48,7 +47,9 @@ class Provider(abc.ABC):
 
     def unsupported(self, case: Case) -> str | None:
         """Why it has no result for this case; None where it has one."""
-        return None
+        if case.operator.inference and case.direction != "no_grad":
+            return f"{case.shape.operator} is for inference"
+        return None if case.shape.operator in self.operators else f"it has no {case.shape.operator}"
 
     def parameter_dtype(self, case: Case) -> torch.dtype:
         return case.torch_dtype
@@ -67,45 +68,66 @@ class Tritonln(Provider):
     name = "tritonln"
     package = "triton"
     install = "pip install triton"
+    operators = OPERATORS
     compiles = True
 
     def norm(self, operator: str) -> Norm:
         import tritonln
 
-        if operator == "layer_norm":
-            return lambda x, w, b: tritonln.layer_norm(x, w.shape, w, b, EPS)
-        return lambda x, w, b: tritonln.rms_norm(x, w.shape, w, EPS)
+        def parameters(w: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
+            return (w, b) if OPERATORS[operator].norm == "layer_norm" else (w,)
+
+        function = getattr(tritonln, operator)
+        if operator == "gated_residual":
+            return lambda x, w, b, residual, gate: function(residual, x, gate)
+        if operator == "qk_norm":  # of one head a token
+            return lambda x, w, b, k: tuple(
+                y.view(x.shape) for y in function(x[..., None, :], k[..., None, :], w, w, EPS)
+            )
+        return lambda x, w, b, *others: function(x, *others, x.shape[-1:], *parameters(w, b), EPS)
 
     def configuration(self, case: Case) -> dict[str, Any] | None:
+        from tritonln.configurations.tunable import operators
         from tritonln.device import kernels_on, triton_device_type
-        from tritonln.ops.layer_norm import LAYER_NORM
-        from tritonln.ops.rms_norm import RMS_NORM
+        from tritonln.ops.contract import arithmetic
 
         device = kernels_on(torch.device(triton_device_type() or "cpu"))
         if device is None:
             return None
-        operator = {o.name: o for o in (LAYER_NORM, RMS_NORM)}[case.shape.operator]
+        operator: Any = operators()[case.shape.operator]
+        if not hasattr(operator, "kinds"):  # no row operator
+            return None
         N, dtype, plans = case.shape.N, case.torch_dtype, []
-        parameters = (dtype,) * len(operator.columns)
+        given = {"x", *case.operator.parameters, *case.operator.rows, *case.operator.batches}
+        dtypes = tuple(dtype if name in given else None for name in operator.operands)
+        x = dtype if case.operator.adds else None
         if case.direction != "backward":
-            plans.append(operator.forward_plan(N, (dtype,), parameters, dtype, case.direction != "no_grad", device))
+            plans.append(operator.forward_plan(N, dtypes, dtype, x, case.direction != "no_grad", device))
         if case.gradients:
-            needs = (True,) * (1 + len(parameters))
-            plans.append(operator.backward_plan(N, dtype, (dtype,), parameters, needs, device).several)
+            twin, _ = operator.twin(dtypes, [d is not None for d in dtypes])
+            needs, stats = tuple(d is not None and i != twin for i, d in enumerate(dtypes)), arithmetic(dtype)
+            plans.append(operator.backward_plan(N, (dtype, x, x), stats, dtypes, needs, device).kernels[0])
+        launches = [launch for p in plans for launch in getattr(p.launch, "launches", (p.launch,))]
         return {
-            p.launch.name: {"constants": [c for c in p.launch.constants if isinstance(c, int)], **p.launch.options}
-            for p in plans
+            launch.name: {"constants": [c for c in launch.constants if isinstance(c, int)], **launch.options}
+            for launch in launches
         }
 
 
 @register
 class Eager(Provider):
+    """torch's norm, and its elementwise operations around that where the operator has some."""
+
     name = "eager"
+    operators = OPERATORS
 
     def norm(self, operator: str) -> Norm:
-        if operator == "layer_norm":
-            return lambda x, w, b: F.layer_norm(x, w.shape, w, b, EPS)
-        return lambda x, w, b: F.rms_norm(x, w.shape, w, EPS)
+        composition = OPERATORS[operator]
+        if composition.norm is None:
+            return composition.of(None)
+        if composition.norm == "layer_norm":
+            return composition.of(lambda x, w, b: F.layer_norm(x, x.shape[-1:], w, b, EPS))
+        return composition.of(lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, EPS))
 
 
 @register
@@ -113,6 +135,7 @@ class Compile(Provider):
     """torch.compile of eager, anew for each case: a shape must not be measured with another one's kernel."""
 
     name = "compile"
+    operators = OPERATORS
 
     def norm(self, operator: str) -> Norm:
         from torch._functorch import config
@@ -150,17 +173,21 @@ class Liger(Provider):
     name = "liger"
     package = "liger_kernel"
     install = "pip install --no-deps liger-kernel"
+    operators = *NORMS, "add_rms_norm"
     compiles = True
 
     def norm(self, operator: str) -> Norm:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
+            from liger_kernel.ops.fused_add_rms_norm import LigerFusedAddRMSNormFunction  # type: ignore[import-not-found]
             from liger_kernel.ops.layer_norm import LigerLayerNormFunction  # type: ignore[import-not-found]
             from liger_kernel.ops.rms_norm import LigerRMSNormFunction  # type: ignore[import-not-found]
 
         if operator == "layer_norm":
             return lambda x, w, b: LigerLayerNormFunction.apply(x, w, b, self.eps)
         # "gemma" rounds once, as the others do; and dx must not be written over dy, which is used again.
+        if operator == "add_rms_norm":
+            return lambda x, w, b, r: LigerFusedAddRMSNormFunction.apply(x, r, w, self.eps, 0.0, "gemma", False)
         return lambda x, w, b: LigerRMSNormFunction.apply(x, w, self.eps, 0.0, "gemma", False)
 
 
@@ -169,6 +196,7 @@ class Fla(Provider):
     name = "fla"
     package = "fla"
     install = "pip install --no-deps fla-core einops"
+    operators = *NORMS, "add_layer_norm", "add_rms_norm", "gated_rms_norm"
     compiles = True
 
     def unsupported(self, case: Case) -> str | None:
@@ -179,9 +207,13 @@ class Fla(Provider):
     def norm(self, operator: str) -> Norm:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            from fla.modules.norm import layernorm  # type: ignore[import-not-found]
+            from fla.modules.norm import fused_norm_gate, layernorm  # type: ignore[import-not-found]
 
-        function = getattr(layernorm, operator)
+        if operator == "gated_rms_norm":
+            return lambda x, w, b, g: fused_norm_gate.rms_norm_gated(x, g, w, b, eps=EPS)
+        function = getattr(layernorm, operator.removeprefix("add_"))
+        if operator.startswith("add_"):
+            return lambda x, w, b, r: function(x, w, b, r, EPS, True)
         return lambda x, w, b: function(x, w, b, eps=EPS)
 
 
@@ -190,6 +222,7 @@ class Quack(Provider):
     name = "quack"
     package = "quack"
     install = "pip install quack-kernels"
+    operators = *NORMS, "add_rms_norm"
 
     def unsupported(self, case: Case) -> str | None:
         if case.shape.operator == "layer_norm" and case.direction != "no_grad":
@@ -204,6 +237,8 @@ class Quack(Provider):
 
         if operator == "layer_norm":
             return lambda x, w, b: rmsnorm.layernorm_fwd(x, w, b, eps=EPS)
+        if operator == "add_rms_norm":
+            return lambda x, w, b, r: rmsnorm.rmsnorm(x, w, residual=r, eps=EPS, prenorm=True)
         return lambda x, w, b: rmsnorm.rmsnorm(x, w, eps=EPS)
 
 
@@ -212,11 +247,14 @@ class FlashAttn(Provider):
     name = "flash_attn"
     package = "flash_attn"
     install = "pip install flash-attn --no-build-isolation"
+    operators = *NORMS, "add_layer_norm", "add_rms_norm"
 
     def norm(self, operator: str) -> Norm:
         from flash_attn.ops.triton.layer_norm import layer_norm_fn, rms_norm_fn  # type: ignore[import-not-found]
 
-        function = layer_norm_fn if operator == "layer_norm" else rms_norm_fn
+        function = layer_norm_fn if operator.endswith("layer_norm") else rms_norm_fn
+        if operator.startswith("add_"):
+            return lambda x, w, b, r: function(x, w, b, residual=r, eps=EPS, prenorm=True)
         return lambda x, w, b: function(x, w, b, eps=EPS)
 
 

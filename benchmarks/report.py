@@ -18,8 +18,8 @@ PAGE = pathlib.Path(__file__).parent / "page"
 WORST = 20
 COLUMNS = ("provider", "operator", "pass", "dtype", "M", "N", "status", "us", "IQR %", "GB/s", "% of copy", "note")
 OFFLINE_COLUMNS = (
-    *("provider", "operator", "pass", "dtype", "M", "N", "status", "us", "GB/s", "launches", "registers", "spill B"),
-    *("loads", "stores", "KiB in flight", "needed", "moved / least", "note"),
+    *("provider", "operator", "pass", "dtype", "M", "N", "status", "us", "GB/s", "bound by", "launches"),
+    *("registers", "spill B", "loads", "stores", "KiB in flight", "needed", "moved / least", "note"),
 )
 
 
@@ -70,8 +70,8 @@ NOTICE = {
     "measured": "Times are the device's own; GB/s count the least bytes that must move; % of copy is of a device "
     "copy measured in the same run. A cell whose result is wrong is not timed.",
     "modelled": "No time on this page was measured on a GPU. Times and GB/s marked modelled come from a roofline over "
-    "what was compiled and counted, which charges nothing for spills and launches; spills, widths, "
-    "launches and bytes are facts of the machine code and of the launches.",
+    "what was compiled and counted, in the committed report of a commit whose model charged nothing for "
+    "spills and launches; spills, widths, launches and bytes are facts of the machine code and of the launches.",
     "rehearsed": "A rehearsal: the harness ran on a CPU taken for a GPU. Its times say nothing of any GPU.",
 }
 
@@ -85,6 +85,7 @@ def _row(r: Record, offline: bool) -> list[Any]:
             *head,
             us,
             r.get("GB/s"),
+            r.get("binds"),
             r.get("launches"),
             r.get("registers"),
             r.get("spills"),
@@ -141,8 +142,9 @@ def _host(host: Sequence[Record]) -> str:
 def _traffic(counted: Sequence[Record]) -> str:
     if not counted:
         return "<p>Not counted here: the interpreter counts where there is no GPU.</p>"
-    rows = [tuple(r[k] for k in ("provider", "pass", "M", "N", "launches", "ratio")) for r in counted]
-    head = ("provider", "pass", "M", "N", "launches, torch's too", "distinct / least")
+    columns = "operator", "provider", "pass", "M", "N", "launches", "moved", "ratio"
+    rows = [tuple(r.get(k) for k in columns) for r in counted]
+    head = ("operator", "provider", "pass", "M", "N", "launches, torch's too", "distinct bytes", "distinct / least")
     return _table(head, rows, "traffic", sortable=True)
 
 

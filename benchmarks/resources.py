@@ -22,7 +22,7 @@ from rich.table import Table  # noqa: E402
 from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.libraries import libraries  # noqa: E402
-from benchmarks.providers import Norm  # noqa: E402
+from benchmarks.operators import Norm  # noqa: E402
 from tritonln.__main__ import sizes  # noqa: E402
 from tritonln.device import TARGETS  # noqa: E402
 from tritonln.dtypes import DTYPES  # noqa: E402

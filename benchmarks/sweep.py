@@ -101,12 +101,13 @@ def _measured(case: Case, provider: Provider, bench: Bench) -> Record:
             return [copy_call(case, bench.device) for _ in range(copies)]
     else:
         norm = provider.norm(case.shape.operator)
-        first = problem(case, provider, bench.device)
+        parameters = provider.parameter_dtype(case)
+        first = problem(case, parameters, bench.device)
         verdict = check(first, norm)
         found |= {"result": verdict.result, "error": verdict.error, "allowed": verdict.allowed}
         if not verdict.right:
             return found | {"status": "wrong", "reason": f"{verdict.result}: {verdict.error:.3g} off"}
-        rest = [problem(case, provider, bench.device, seed) for seed in range(1, copies)]
+        rest = [problem(case, parameters, bench.device, seed) for seed in range(1, copies)]
 
         def make() -> list[timing.Call]:
             return [call(p, norm) for p in [first, *rest]]

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from pytest_benchmark.fixture import BenchmarkFixture
 
 import tritonln
+from benchmarks import recurrent_nets
 from benchmarks.cases import Case
 from benchmarks.providers import Provider
 from benchmarks.sweep import Bench, measure, refusal
@@ -104,6 +106,29 @@ def first_calls() -> dict[str, float]:
     return {
         r["cache"]: r["seconds"] for r in map(json.loads, output("-m", "benchmarks.firstcall", "--json").splitlines())
     }
+
+
+RECURRENT = [(net, provider.name) for net in recurrent_nets.NETS for provider in recurrent_nets.PROVIDERS]
+
+
+@replayed
+@pytest.mark.parametrize(("net", "provider_name"), RECURRENT, ids=str)
+def test_recurrent(
+    benchmark: BenchmarkFixture, net: str, provider_name: str, recurrent: dict[tuple[str, str], Any]
+) -> None:
+    """Seconds a time step of a recurrent layer, forward and backward: the GPU's, or CPU time of the smallest net."""
+    cell = recurrent.get((net, provider_name), {"reason": "needs a GPU: on a CPU python -m benchmarks recurrent"})
+    if "samples" not in cell:
+        skip(benchmark, f"{provider_name}: {cell['reason']}")
+    benchmark.group = f"recurrent layer, {net}"
+    recorded.into(benchmark, cell["samples"])
+
+
+@pytest.fixture(scope="module")
+def recurrent() -> dict[tuple[str, str], Any]:
+    nets = () if torch.accelerator.is_available() else ("--nets", "vowels")
+    lines = output("-m", "benchmarks.recurrent", "--json", *nets).splitlines()
+    return {(r["net"], r["provider"]): r for r in map(json.loads, lines) if r["record"] == "recurrent"}
 
 
 DISPATCH = """

@@ -1,12 +1,14 @@
 """Bytes that layer_norm moves in each Triton library, counted in Triton's interpreter.
 
     python -m benchmarks.traffic [--hidden 64,256,1024,4096] [--rows 4096] [--dtype bf16]
+    python -m benchmarks.traffic --operator gated_rms_norm    beside tritonln's norm and elementwise operators
 
 Per kernel and buffer: the bytes that unmasked lanes ask for, and the distinct bytes among them,
 which is what DRAM must serve when every re-read within a kernel hits a cache.  Atomics are not counted.
 An operator of torch's, such as a library's sum over partial sums, is a launch that reads its inputs
-and writes its outputs once.  The minimum moves x, y and the parameters once forward, and x, dy, dx,
-the weight and the gradients once backward.  Of kernels that autotune, the first configuration runs.
+and writes its outputs once.  The minimum moves what depends on nothing but the mathematics once: for
+layer_norm x, y and the parameters forward, and x, dy, dx, the weight and the gradients backward.
+Of kernels that autotune, the first configuration runs.
 """
 
 from __future__ import annotations
@@ -28,10 +30,16 @@ from torch._C import DispatchKey, DispatchKeySet
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.libraries import libraries, ours
-from benchmarks.providers import Norm
+from benchmarks.cases import Case, Shape
+from benchmarks.libraries import libraries
+from benchmarks.operators import NORMS, OPERATORS, Norm
+from benchmarks.problem import problem
+from benchmarks.providers import PROVIDERS
 from tritonln.__main__ import sizes
 from tritonln.dtypes import DTYPES
+
+UNFUSED = "tritonln's norm and elementwise operators"
+BATCHES = 4  # of the rows, where an operator knows any
 
 
 @dataclasses.dataclass
@@ -182,17 +190,28 @@ class Traffic:
         return forward / self.least_forward, backward / self.least_backward
 
 
-def layer_norm_traffic(
-    M: int, N: int, dtype: torch.dtype, parameters: torch.dtype = torch.float32, norm: Norm = ours
-) -> Traffic:
-    x, dy = torch.randn(M, N).to(dtype).requires_grad_(), torch.randn(M, N).to(dtype)
-    w, b = (torch.randn(N).to(parameters).requires_grad_() for _ in range(2))
-    with counted() as forward:
-        y = norm(x, w, b)
+def traffic(case: Case, parameters: torch.dtype, norm: Norm) -> Traffic:
+    """Of a forward pass, and a backward one where there is any, with parameters of that dtype."""
+    p, inference = problem(case, parameters, torch.device("cpu")), case.operator.inference
+    with counted() as forward, torch.set_grad_enabled(not inference):
+        results = norm(*p.arguments)
     with counted() as backward:
-        torch.autograd.grad(y, (x, w, b), dy)
-    rows, row = M * N * x.element_size(), N * w.element_size()
-    return Traffic(forward, backward, 2 * rows + 2 * row, 3 * rows + 3 * row)
+        if not inference:
+            torch.autograd.grad(results, p.leaves, p.upstream)
+    of = case.shape.M, case.shape.batches, case.shape.N, case.torch_dtype.itemsize, parameters.itemsize
+    return Traffic(forward, backward, *(case.operator.least_bytes(b, *of) for b in (False, True)))
+
+
+def beside(operator: str) -> dict[str, Norm]:
+    """Of layer_norm the libraries that are installed; of another what its fusion replaces."""
+    if operator == "layer_norm":
+        return libraries()
+    fused, composition = PROVIDERS["tritonln"].norm(operator), OPERATORS[operator]
+    found = {"tritonln": fused}
+    if operator in NORMS:
+        return found
+    norm = None if composition.norm is None else PROVIDERS["tritonln"].norm(composition.norm)
+    return {**found, UNFUSED: composition.of(norm)}
 
 
 def main() -> None:
@@ -201,6 +220,7 @@ def main() -> None:
     from rich.table import Table
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--operator", choices=OPERATORS, default="layer_norm")
     parser.add_argument("--hidden", type=sizes, default=[64, 256, 1024, 4096])
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
@@ -208,20 +228,22 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object a library, row length and pass")
     a = parser.parse_args()
     columns = "N", "library", "kernel", "programs", "distinct MB", "asked MB", "launches", "distinct / least"
-    table = Table(*columns, title=f"{a.rows} rows, {a.dtype}, {a.weight_dtype} parameters")
-    cases = list(itertools.product(a.hidden, libraries().items()))
+    table = Table(*columns, title=f"{a.operator}, {a.rows} rows, {a.dtype}, {a.weight_dtype} parameters")
+    cases = list(itertools.product(a.hidden, beside(a.operator).items()))
     for N, (library, norm) in track(cases, "interpreting", transient=True, disable=a.json):
         try:
-            traffic = layer_norm_traffic(a.rows, N, DTYPES[a.dtype], DTYPES[a.weight_dtype], norm)
+            case = Case(Shape("traffic", a.operator, a.rows, N, "", BATCHES), a.dtype, "both")
+            found = traffic(case, DTYPES[a.weight_dtype], norm)
         except RuntimeError as error:
             table.add_row(str(N), library, f"refuses: {str(error)[:60]}")
             continue
-        for direction, kernels, ratio in zip(
-            ("forward", "backward"), (traffic.forward, traffic.backward), traffic.ratios
-        ):
+        for direction, kernels, ratio in zip(("forward", "backward"), (found.forward, found.backward), found.ratios):
+            if not kernels:  # for inference only
+                continue
             if a.json:
-                found = {"provider": library, "N": N, "pass": direction, "launches": len(kernels), "ratio": ratio}
-                print(json.dumps(found), flush=True)
+                facts = {"moved": sum(k.distinct for k in kernels), "launches": len(kernels), "ratio": ratio}
+                known = {"operator": a.operator, "provider": library, "N": N, "pass": direction}
+                print(json.dumps(known | facts), flush=True)
             for i, k in enumerate(kernels):
                 cells = k.name, str(k.programs or ""), f"{k.distinct / 1e6:.3f}", f"{k.asked / 1e6:.3f}"
                 table.add_row(str(N), library, *cells, *((str(len(kernels)), f"{ratio:.3f}") if i == 0 else ()))

@@ -1,10 +1,10 @@
 """Column sums of the partial sums that the programs of a kernel leave behind.
 
-    partials   of (P, N)  fp32 (fp64)      totals   of (N,)  any floating dtype
+    partials   of (S, P, N)  fp32 (fp64)      totals   of (S, N)  any floating dtype
 
-Both are tuples of operands (operands.py), total i that of partial i, absent where it is not wanted.
-Program i owns columns i BLOCK_N .. (i + 1) BLOCK_N of all.  Rows are added in a fixed order, so
-the same partial sums give the same bits on every run.  Each partial sum is read once.
+S is 1, or the number of batches.  Both are tuples of operands (operands.py), total i that of partial i, absent where
+it is not wanted.  Of the C programs that share a sum, the i-th owns columns i BLOCK_N .. (i + 1) BLOCK_N of all.  Rows
+are added in a fixed order, so the same partial sums give the same bits on every run.  Each partial sum is read once.
 """
 
 import triton
@@ -14,9 +14,9 @@ from .row import row_starts, sum_rows
 
 
 @triton.jit
-def column_total(partial_ptr, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+def column_total(partial_ptr, col0, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
     rows = tl.arange(0, BLOCK_P)[:, None]
-    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    cols = col0 + tl.arange(0, BLOCK_N)[None, :]
     total = tl.zeros([BLOCK_P, BLOCK_N], partial_ptr.dtype.element_ty)
     for start in tl.range(0, P, BLOCK_P):
         inside = (rows < P - start) & (cols < N)
@@ -33,7 +33,10 @@ def column_sum(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    col = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    C: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    s, col0 = (tl.program_id(0) // C).to(tl.int64), tl.program_id(0) % C * BLOCK_N
+    col = col0 + tl.arange(0, BLOCK_N)
     for i in tl.static_range(len(totals)):
         if len(totals[i]) > 0:
-            tl.store(totals[i][0] + col, column_total(partials[i][0], P, N, BLOCK_P, BLOCK_N), mask=col < N)
+            total = column_total(partials[i][0] + s * P * N, col0, P, N, BLOCK_P, BLOCK_N)
+            tl.store(totals[i][0] + s * N + col, total, mask=col < N)

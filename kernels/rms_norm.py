@@ -4,7 +4,7 @@ Every argument is a tile of fp32 (fp64) values, one element of a row each; an ab
 """
 
 import triton
-import triton.language as tl  # noqa: F401  Triton's interpreter asks for it
+import triton.language as tl
 
 
 @triton.jit
@@ -16,3 +16,26 @@ def scaled(x_hat, weight):
 def scaled_bwd(dy, x_hat, weight):
     """dx_hat, and the term of dweight."""
     return dy * weight, (dy * x_hat,)
+
+
+# ---- x_hat rounded to the dtype of x before it meets the weight, as in transformers' Llama --------------
+
+
+@triton.jit
+def scaled_bf16(x_hat, weight):
+    return x_hat.to(tl.bfloat16).to(tl.float32) * weight
+
+
+@triton.jit
+def scaled_bf16_bwd(dy, x_hat, weight):
+    return dy * weight, (dy * x_hat.to(tl.bfloat16).to(tl.float32),)
+
+
+@triton.jit
+def scaled_fp16(x_hat, weight):
+    return x_hat.to(tl.float16).to(tl.float32) * weight
+
+
+@triton.jit
+def scaled_fp16_bwd(dy, x_hat, weight):
+    return dy * weight, (dy * x_hat.to(tl.float16).to(tl.float32),)

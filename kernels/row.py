@@ -12,8 +12,13 @@ import triton.language as tl
 
 @triton.jit
 def load_upcast(pointers, inside, EVICTION: tl.constexpr = None):
-    """Values in the precision of the arithmetic: fp64 stays, all else becomes fp32.  Zero outside."""
-    values = tl.load(pointers, mask=inside, other=0.0, eviction_policy=EVICTION)
+    """Values in the precision of the arithmetic, zero outside."""
+    return upcast(tl.load(pointers, mask=inside, other=0.0, eviction_policy=EVICTION))
+
+
+@triton.jit
+def upcast(values):
+    """fp64 stays, all else becomes fp32."""
     if values.dtype == tl.float64:
         return values
     else:
@@ -59,21 +64,46 @@ def sum_rows(a, PIECES: tl.constexpr):
 
 @triton.jit
 def to_pieces(value, PIECES: tl.constexpr):
-    """A statistic (BLOCK_M,) at every piece of its row."""
-    return tl.reshape(tl.broadcast_to(value[None, :], [PIECES, value.shape[0]]), [PIECES * value.shape[0], 1])
+    """A statistic, (BLOCK_M,) or (BLOCK_M, 1), at every piece of its row."""
+    M: tl.constexpr = value.shape[0]
+    return tl.reshape(tl.broadcast_to(tl.reshape(value, [M])[None, :], [PIECES, M]), [PIECES * M, 1])
 
 
 @triton.jit
-def row_sum2(a, b, PIECES: tl.constexpr = 1):
+def each_to_pieces(values, PIECES: tl.constexpr):
+    if len(values) == 2:
+        return to_pieces(values[0], PIECES), to_pieces(values[1], PIECES)
+    else:
+        return (to_pieces(values[0], PIECES),)
+
+
+@triton.jit
+def row_sum2(a, b):
     """The row sums of two tiles by one reduction, so with the barriers of one."""
-    a, b = sum_pieces(a, PIECES), sum_pieces(b, PIECES)
     M: tl.constexpr = a.shape[0]
     N: tl.constexpr = a.shape[1]
     # Through one dimension, which costs nothing compiled: the interpreter then adds along contiguous
     # memory, pairwise, and not one number after the other.
     stacked = tl.reshape(tl.reshape(tl.permute(tl.join(a, b), (0, 2, 1)), [2 * M * N]), [2 * M, N])
     sum_a, sum_b = tl.split(tl.reshape(tl.sum(stacked, axis=1), [M, 2]))
-    return to_pieces(sum_a, PIECES), to_pieces(sum_b, PIECES)
+    return sum_a[:, None], sum_b[:, None]
+
+
+@triton.jit
+def row_sums(terms, PIECES: tl.constexpr = 1):
+    """The row sums of one tile or of two, (BLOCK_M, 1)."""
+    if len(terms) == 2:
+        a, b = row_sum2(sum_pieces(terms[0], PIECES), sum_pieces(terms[1], PIECES))
+        return a, b
+    else:
+        return (row_sum(sum_pieces(terms[0], PIECES)),)
+
+
+@triton.jit
+def narrow(a, PIECES: tl.constexpr, WIDTH: tl.constexpr):
+    """(BLOCK_M, WIDTH): the pieces of every row and neighbours in it added up, each thread its own values."""
+    a = sum_pieces(a, PIECES)
+    return tl.sum(tl.reshape(a, [a.shape[0], WIDTH, a.shape[1] // WIDTH]), axis=2)
 
 
 @triton.jit
@@ -159,11 +189,9 @@ def row_standardize(x, inside, N, eps):
 
 
 @triton.jit
-def row_standardize_bwd(dx_hat, x_hat, rstd, N, PIECES: tl.constexpr = 1):
+def row_standardize_bwd(dx_hat, x_hat, rstd, N):
     """dx = rstd (dx_hat - mean(dx_hat) - x_hat mean(dx_hat x_hat)), the gradient of row_standardize."""
-    dot, total = row_sum2(dx_hat * x_hat, dx_hat, PIECES)
-    # rstd multiplied in before the columns are: two multiply-adds an element.
-    return dx_hat * rstd - (x_hat * (dot * (1 / N) * rstd) + total * (1 / N) * rstd)
+    return normalize_bwd(dx_hat, x_hat, row_sum2(dx_hat * x_hat, dx_hat), rstd, N)
 
 
 @triton.jit
@@ -196,13 +224,22 @@ def normalized(x, stats, in_row):
 
 
 @triton.jit
-def normalize_bwd(dx_hat, x_hat, stats, N, PIECES: tl.constexpr = 1):
-    """dx, the gradient of normalize."""
-    if len(stats) == 2:
-        return row_standardize_bwd(dx_hat, x_hat, stats[1], N, PIECES)
+def summed_bwd(dx_hat, x_hat, CENTRED: tl.constexpr):
+    """The tiles whose row sums normalize_bwd takes."""
+    if CENTRED:
+        return dx_hat * x_hat, dx_hat
     else:
-        dot = to_pieces(tl.sum(sum_pieces(dx_hat * x_hat, PIECES), axis=1), PIECES)
-        return dx_hat * stats[0] - x_hat * (dot * (1 / N) * stats[0])
+        return (dx_hat * x_hat,)
+
+
+@triton.jit
+def normalize_bwd(dx_hat, x_hat, sums, rstd, N):
+    """dx, the gradient of normalize."""
+    # rstd multiplied in before the columns are: two multiply-adds an element.
+    if len(sums) == 2:
+        return dx_hat * rstd - (x_hat * (sums[0] * (1 / N) * rstd) + sums[1] * (1 / N) * rstd)
+    else:
+        return dx_hat * rstd - x_hat * (sums[0] * (1 / N) * rstd)
 
 
 @triton.jit
@@ -221,10 +258,11 @@ def store_stats(stats_ptr, row0, rows, stats, M):
 
 @triton.jit
 def load_stats(stats_ptr, row0, rows, in_rows, CENTRED: tl.constexpr):
-    """Those of the rows row0 + rows, zero where these are not `in_rows`."""
+    """Those of the rows row0 + rows, zero where these are not `in_rows`; one load has the pair of a row."""
     if CENTRED:
-        mean = tl.load(stats_ptr + row0 * 2 + rows * 2, mask=in_rows, other=0.0)
-        return mean, tl.load(stats_ptr + row0 * 2 + rows * 2 + 1, mask=in_rows, other=0.0)
+        pair = stats_ptr + row0 * 2 + (rows * 2 + tl.arange(0, 2)[None, :])
+        mean, rstd = tl.split(tl.load(pair, mask=in_rows, other=0.0))
+        return mean[:, None], rstd[:, None]
     else:
         return (tl.load(stats_ptr + row0 + rows, mask=in_rows, other=0.0),)
 

@@ -7,7 +7,18 @@ beginning, and the first asks L2 to keep what the second will read again.
 import triton
 import triton.language as tl
 
-from .operands import entered, load_columns, load_streams, store_gradients
+from .noise import chances
+from .operands import (
+    batches,
+    entered,
+    left,
+    load_columns,
+    load_rows,
+    load_tile,
+    share_of,
+    store_rows,
+    store_sums,
+)
 from .row import (
     chunk_moments,
     load_stats,
@@ -16,68 +27,133 @@ from .row import (
     row_sum,
     stats_of_chunks,
     store_stats,
-    sum_rows,
 )
 
 
 @triton.jit
-def moments_of(streams, row0, rows, cols, start, COUNT: tl.constexpr, N, ENTER: tl.constexpr, CENTRED: tl.constexpr):
+def values_of(
+    operands, row0, rows, batch, chance, cols, in_row, inside, N,
+    KINDS: tl.constexpr, ABSENT: tl.constexpr, EVICTION: tl.constexpr,
+):  # fmt: skip
+    columns = load_columns(operands, KINDS, ABSENT, batch, cols, in_row, N)
+    return load_rows(operands, KINDS, columns, row0, rows, batch, cols, inside, N, chance, EVICTION)
+
+
+@triton.jit
+def x_of(values, x_ptr, in_row, ENTER: tl.constexpr):
+    """x, as x_ptr rounds it."""
+    x = entered(values, in_row, ENTER)
+    if x_ptr is not None:
+        x = x.to(x_ptr.dtype.element_ty).to(x.dtype)
+    return x
+
+
+@triton.jit
+def moments_of(
+    entering, x_ptr, row0, rows, batch, chance, cols, start, COUNT: tl.constexpr, N,
+    ENTER: tl.constexpr, ENTERING: tl.constexpr, NO_ENTERING: tl.constexpr, CENTRED: tl.constexpr,
+):  # fmt: skip
     """chunk_moments of the COUNT columns from `start` on."""
     inside = cols < COUNT
-    x = entered(load_streams(streams, row0, rows, start + cols, inside, N, "evict_last"), inside, ENTER)
-    return chunk_moments(x, inside, COUNT, CENTRED)
+    values = values_of(
+        entering, row0, rows, batch, chance, start + cols, inside, inside, N, ENTERING, NO_ENTERING, "evict_last"
+    )
+    return chunk_moments(x_of(values, x_ptr, inside, ENTER), inside, COUNT, CENTRED)
 
 
-@triton.jit(do_not_specialize=["M"], repr=lambda s: s.constants["NAME"])
+@triton.jit(do_not_specialize=["M", "T"], repr=lambda s: s.constants["NAME"])
 def wide_fwd(
-    streams,
-    columns,
+    entering,
+    finishing,
     y_ptr,
+    x_ptr,
     stats_ptr,
     M: tl.int64,
+    T: tl.int64,
     eps: tl.float64,
+    p: tl.float64,
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     ENTER: tl.constexpr,
     FINISH: tl.constexpr,
-    ABSENT: tl.constexpr,
+    ENTERING: tl.constexpr,
+    FINISHING: tl.constexpr,
+    NO_ENTERING: tl.constexpr,
+    NO_FINISHING: tl.constexpr,
+    GROUPED: tl.constexpr,
     CENTRED: tl.constexpr,
     NAME: tl.constexpr,
 ):
-    """Program i owns row i.  The streams are read twice (once from L2), y written once."""
+    """Program i owns row i.  What x is made of is read twice (once from L2), all else is read or written once."""
     row0 = tl.program_id(0).to(tl.int64)
     rows = tl.zeros([1, 1], tl.int32)
     cols = tl.arange(0, BLOCK_N)[None, :]
+    batch, chance = batches(row0, rows, M, T, GROUPED), chances(p, y_ptr)
 
     FULL: tl.constexpr = N - N % BLOCK_N  # values in full chunks
-    moments = moments_of(streams, row0, rows, cols, 0, BLOCK_N, N, ENTER, CENTRED)
+    moments = moments_of(
+        entering, x_ptr, row0, rows, batch, chance, cols, 0, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED
+    )
     for start in tl.range(BLOCK_N, FULL, BLOCK_N, num_stages=STAGES):
-        chunk = moments_of(streams, row0, rows, cols, start, BLOCK_N, N, ENTER, CENTRED)
+        chunk = moments_of(
+            entering, x_ptr, row0, rows, batch, chance, cols, start, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED
+        )
         moments = merge_chunks(moments, start, chunk, BLOCK_N)
     if FULL < N:
-        chunk = moments_of(streams, row0, rows, cols, FULL, N - FULL, N, ENTER, CENTRED)
+        chunk = moments_of(
+            entering, x_ptr, row0, rows, batch, chance, cols, FULL, N - FULL, N, ENTER, ENTERING, NO_ENTERING, CENTRED
+        )
         moments = merge_chunks(moments, FULL, chunk, N - FULL)
     stats = stats_of_chunks(moments, N, eps)
     if stats_ptr is not None:
         store_stats(stats_ptr, row0, rows, stats, M)
 
     for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
+        col = start + cols
         inside = cols < N - start
-        x = entered(load_streams(streams, row0, rows, start + cols, inside, N, "evict_first"), inside, ENTER)
-        y = FINISH(normalized(x, stats, inside), *load_columns(columns, ABSENT, start + cols, inside))
-        tl.store(y_ptr + row0 * N + start + cols, y, mask=inside)
+        values = values_of(
+            entering, row0, rows, batch, chance, col, inside, inside, N, ENTERING, NO_ENTERING, "evict_first"
+        )
+        x = x_of(values, x_ptr, inside, ENTER)
+        if x_ptr is not None:
+            tl.store(x_ptr + row0 * N + col, x, mask=inside)
+        values = values_of(
+            finishing, row0, rows, batch, chance, col, inside, inside, N, FINISHING, NO_FINISHING, "evict_first"
+        )
+        y = FINISH(normalized(x, stats, inside), *values)
+        tl.store(y_ptr + row0 * N + col, y, mask=inside)
 
 
-@triton.jit(do_not_specialize=["M"], repr=lambda s: s.constants["NAME"])
+@triton.jit
+def chunk_bwd(
+    dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, cols, in_row, inside, N,
+    ENTER: tl.constexpr, FINISH_BWD: tl.constexpr, ENTERING: tl.constexpr, FINISHING: tl.constexpr,
+    EVICTION: tl.constexpr,
+):  # fmt: skip
+    """(x_hat, dx_hat, the terms of `finishing`, the values of `entering`)"""
+    values = load_rows(entering, ENTERING, enter_columns, row0, rows, each, cols, inside, N, chance, EVICTION)
+    if len(x) > 0:
+        x_hat = normalized(load_tile(x, row0, rows, cols, inside, N, EVICTION), stats, in_row)
+    else:
+        x_hat = normalized(entered(values, in_row, ENTER), stats, in_row)
+    gy = load_tile(dy, row0, rows, cols, inside, N, EVICTION)
+    others = load_rows(finishing, FINISHING, finish_columns, row0, rows, each, cols, inside, N, chance, EVICTION)
+    dx_hat, terms = FINISH_BWD(gy, x_hat, *others)
+    return x_hat, dx_hat, terms, values
+
+
+@triton.jit(do_not_specialize=["M", "T"], repr=lambda s: s.constants["NAME"])
 def wide_bwd(
-    dy,
-    streams,
-    columns,
+    upstream,
+    entering,
+    finishing,
     stats_ptr,
-    gradients,
-    sums,
+    d_entering,
+    d_finishing,
     M: tl.int64,
+    T: tl.int64,
+    p: tl.float64,
     N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -85,21 +161,32 @@ def wide_bwd(
     ENTER: tl.constexpr,
     ENTER_BWD: tl.constexpr,
     FINISH_BWD: tl.constexpr,
-    ABSENT: tl.constexpr,
+    ENTERING: tl.constexpr,
+    FINISHING: tl.constexpr,
+    NO_ENTERING: tl.constexpr,
+    NO_FINISHING: tl.constexpr,
+    BATCHED: tl.constexpr,
+    GROUPED: tl.constexpr,
     CENTRED: tl.constexpr,
     NAME: tl.constexpr,
 ):
-    """Program p owns the BLOCK_M rows from p BLOCK_M on, and row p of the partial sums.
+    """Program p owns row p of the partial sums, and of the rows, or BATCHED of those of its batch, a group of BLOCK_M.
 
-    The streams and dy are read twice: first for the sums of every row, then, chunk by chunk through all
-    the rows of the group, for dx and the columns' sums.  A group's partial sums are written once.
+    All is read twice: first for the sums of every row, then, chunk by chunk through all the rows of the group, for
+    gradients and the columns' sums.  A group's partial sums are written once.
     """
+    dy, dx, x = upstream
     program = tl.program_id(0).to(tl.int64)
-    row0 = program * BLOCK_M
-    rows = tl.arange(0, BLOCK_M)[:, None]
+    batch, first, step, height, index, _ = share_of(tl.program_id(0), tl.num_programs(0), M, T, BATCHED, GROUPED)
+    chance = chances(p, stats_ptr)
+    start_m = index.to(tl.int64) * BLOCK_M
+    row0 = first + start_m * step
+    within = tl.arange(0, BLOCK_M)[:, None]
+    rows = within * step
     cols = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
     col = tl.arange(0, BLOCK_N)[None, :]
-    in_rows = rows < M - row0
+    in_rows = within < height - start_m
+    each = batches(row0, rows, M, T, GROUPED)
     stats = load_stats(stats_ptr, row0, rows, in_rows, CENTRED)
 
     dot = tl.zeros([BLOCK_M, BLOCK_N], stats[0].dtype)
@@ -107,10 +194,12 @@ def wide_bwd(
     for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
         in_row = cols < N - start
         inside = in_rows & in_row
-        x = entered(load_streams(streams, row0, rows, start + cols, inside, N, "evict_last"), in_row, ENTER)
-        gy = load_streams(dy, row0, rows, start + cols, inside, N, "evict_last")[0]
-        x_hat = normalized(x, stats, in_row)
-        dx_hat, terms = FINISH_BWD(gy, x_hat, *load_columns(columns, ABSENT, start + cols, in_row))
+        enter_columns = load_columns(entering, ENTERING, NO_ENTERING, batch, start + cols, in_row, N)
+        finish_columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, start + cols, in_row, N)
+        x_hat, dx_hat, finish_terms, enter_values = chunk_bwd(
+            dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, start + cols,
+            in_row, inside, N, ENTER, FINISH_BWD, ENTERING, FINISHING, "evict_last",
+        )  # fmt: skip
         dot += dx_hat * x_hat
         total += dx_hat
     rstd = stats[len(stats) - 1]
@@ -119,14 +208,19 @@ def wide_bwd(
     for start in tl.range(0, N, BLOCK_N, num_stages=STAGES):
         in_row = cols < N - start
         inside = in_rows & in_row
-        values = load_streams(streams, row0, rows, start + cols, inside, N, "evict_first")
-        gy = load_streams(dy, row0, rows, start + cols, inside, N, "evict_first")[0]
-        x_hat = normalized(entered(values, in_row, ENTER), stats, in_row)
-        dx_hat, terms = FINISH_BWD(gy, x_hat, *load_columns(columns, ABSENT, start + cols, in_row))
-        dx = dx_hat * rstd - x_hat * dot_term
+        enter_columns = load_columns(entering, ENTERING, NO_ENTERING, batch, start + cols, in_row, N)
+        finish_columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, start + cols, in_row, N)
+        x_hat, dx_hat, finish_terms, enter_values = chunk_bwd(
+            dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, start + cols,
+            in_row, inside, N, ENTER, FINISH_BWD, ENTERING, FINISHING, "evict_first",
+        )  # fmt: skip
+        gx = dx_hat * rstd - x_hat * dot_term
         if CENTRED:
-            dx -= total_term
-        store_gradients(gradients, dx, values, row0, rows, start + cols, inside, N, ENTER_BWD)
-        for i in tl.static_range(len(sums)):
-            if len(sums[i]) > 0:
-                tl.store(sums[i][0] + program * N + start + col, sum_rows(terms[i], 1), mask=col < N - start)
+            gx -= total_term
+        if len(dx) > 0:
+            gx += load_tile(dx, row0, rows, start + cols, inside, N, "evict_first")
+        enter_terms = left(gx, enter_values, ENTER_BWD)
+        store_rows(d_entering, ENTERING, enter_terms, row0, rows, start + cols, inside, N)
+        store_rows(d_finishing, FINISHING, finish_terms, row0, rows, start + cols, inside, N)
+        store_sums(d_entering, ENTERING, enter_terms, program, start + col, N, 1)
+        store_sums(d_finishing, FINISHING, finish_terms, program, start + col, N, 1)

@@ -17,11 +17,13 @@ from tritonln.launch import Launch
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "compiles: cross-compiles kernels for GPUs in a process of its own")
     config.addinivalue_line("markers", "interpreted: runs in Triton's interpreter too, or only there")
+    config.addinivalue_line("markers", "thorough: more of what others hold too; `make test` leaves it out")
     config.addinivalue_line("markers", "kernels: runs kernels in this process; set for what asks for a device")
     torch.set_num_threads(1)  # the workers of xdist share the cores
     # Some images allow TF32 in all products, which is ten bits; child processes inherit this.
     os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
     torch.set_float32_matmul_precision("highest")
+    os.environ["CI"] = "1"  # where Inductor asks more of custom ops
     # What is here of somebody's tuning is no part of a test; child processes inherit this.
     os.environ["TRITONLN_CACHE_DIR"] = tempfile.mkdtemp(prefix="tritonln-tests-")
 
@@ -55,8 +57,9 @@ def device() -> torch.device:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators on rows take the path of tensors that no kernel serves."""
-    for module in ("rms_norm", "layer_norm", "row_autograd"):
+    for module in ("rms_norm", "layer_norm", "row_autograd", "row_op"):
         monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
+    monkeypatch.setattr("tritonln.ops.row_autograd._has_kernels", lambda device_type: False)
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from benchmarks import timing
 from benchmarks.cases import HIDDEN, PASSES, ROWS, Case, Shape, cases, hidden, rows
-from benchmarks.problem import check, problem
+from benchmarks.operators import FUSED, OPERATORS
+from benchmarks.problem import GRADIENTS, check, problem
 from benchmarks.providers import EPS, PROVIDERS, Provider
 from benchmarks.sweep import Bench, measure
 
@@ -55,13 +56,41 @@ def test_what_is_unsupported_says_so() -> None:
     wide = Case(Shape("hidden", "layer_norm", 1, 65_536, ""), "bf16", "forward")
     assert "64 KiB" in str(PROVIDERS["fla"].unsupported(wide))
     assert "backward" in str(PROVIDERS["quack"].unsupported(Case(SMALL, "bf16", "both")))
+    fused = dataclasses.replace(SMALL, operator="gated_rms_norm")
+    assert PROVIDERS["liger"].unsupported(Case(fused, "bf16", "both")) == "it has no gated_rms_norm"
+    assert PROVIDERS["fla"].unsupported(Case(fused, "bf16", "both")) is None
+    quantized = Case(dataclasses.replace(SMALL, operator="quantized_rms_norm"), "bf16", "both")
+    assert PROVIDERS["eager"].unsupported(quantized) == "quantized_rms_norm is for inference"
 
 
-@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm"])
-@pytest.mark.parametrize("direction", PASSES)
+def test_least_bytes_of_the_family() -> None:
+    """add: x, r, r', y; dy, dr', r' and one gradient.  adaptive: x, y; x, dy, dx.  gated: x, g, y; x, g, dy, dx, dg.
+
+    add_adaptive: x, r, r', y; dy, dr', r', x, dx, dr.  gated_residual: x, r, y; x, dy, dx.
+    """
+    for operator, forward, backward in (
+        ("add_rms_norm", 4 * 480 + 40, 4 * 480 + 2 * 40),
+        ("add_layer_norm", 4 * 480 + 2 * 40, 4 * 480 + 3 * 40),
+        ("adaptive_layer_norm", 2 * 480 + 2 * 120, 3 * 480 + 3 * 120),
+        ("add_adaptive_rms_norm", 4 * 480 + 3 * 120, 6 * 480 + 5 * 120),
+        ("gated_residual", 3 * 480 + 120, 3 * 480 + 2 * 120),
+        ("gated_rms_norm", 3 * 480 + 40, 5 * 480 + 2 * 40),
+        ("qk_norm", 4 * 480 + 40, 6 * 480 + 2 * 40),
+    ):
+        shape = dataclasses.replace(SMALL, operator=operator, batches=3)
+        assert Case(shape, "bf16", "forward").least_bytes == 2 * forward
+        assert Case(shape, "bf16", "backward").least_bytes == 2 * backward
+    quantized = dataclasses.replace(SMALL, operator="quantized_rms_norm")
+    assert Case(quantized, "bf16", "no_grad").least_bytes == 2 * (480 + 40) + 480 + 12 * 4
+
+
+@pytest.mark.parametrize(
+    ("operator", "direction"),
+    [(name, d) for name, o in OPERATORS.items() for d in (("no_grad",) if o.inference else PASSES)],
+)
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_eager_is_right_and_timed(operator: str, direction: str, dtype: str) -> None:
-    case = Case(Shape("hidden", operator, 12, 40, ""), dtype, direction)
+    case = Case(Shape("hidden", operator, 12, 40, "", 3), dtype, direction)
     found = measure(case, PROVIDERS["eager"], bench())
     assert found["status"] == "ok", found
     assert found["error"] <= found["allowed"]
@@ -70,11 +99,22 @@ def test_eager_is_right_and_timed(operator: str, direction: str, dtype: str) -> 
     assert found["of_copy"] == pytest.approx(found["GB/s"])
 
 
-@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm"])
+# Of one kind with others.
+ALIKE = "adaptive_rms_norm", "add_adaptive_layer_norm", "quantized_rms_norm"
+
+
+@pytest.mark.parametrize(
+    "operator", [pytest.param(o, marks=pytest.mark.thorough if o in ALIKE else ()) for o in OPERATORS]
+)
 def test_tritonln_is_right_and_names_its_configuration(operator: str) -> None:
-    shape = dataclasses.replace(SMALL, operator=operator)
-    found = measure(Case(shape, "fp32", "backward"), PROVIDERS["tritonln"], bench())
+    shape = dataclasses.replace(SMALL, operator=operator, batches=3)
+    direction = "no_grad" if OPERATORS[operator].inference else "both"
+    found = measure(Case(shape, "fp32", direction), PROVIDERS["tritonln"], bench())
     assert found["status"] == "ok", found
+    if found["configuration"] is None:  # of what is no row operator
+        assert operator.startswith(("quantized", "qk"))
+        return
+    assert found["configuration"][f"{operator}_fwd"]["num_warps"] > 0
     assert found["configuration"][f"{operator}_bwd"]["num_warps"] > 0
 
 
@@ -114,15 +154,31 @@ def test_a_wrong_provider_is_shown_and_not_timed(what: str) -> None:
     assert found["result"] == what or what in ("nan", "dtype")
 
 
-def test_the_oracle_in_chunks_is_the_oracle(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = Case(SMALL, "fp32", "both")
-    p = problem(case, PROVIDERS["eager"], CPU)
-    whole = check(p, PROVIDERS["eager"].norm("layer_norm"))
+@pytest.mark.parametrize("operator", ["layer_norm", "add_layer_norm", "adaptive_layer_norm"])
+def test_the_oracle_in_chunks_is_the_oracle(operator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case(dataclasses.replace(SMALL, operator=operator, batches=3), "fp32", "both")
+    p, norm = problem(case, torch.float32, CPU), PROVIDERS["eager"].norm(operator)
+    whole = check(p, norm)
     monkeypatch.setattr("benchmarks.problem.CHUNK", 5 * 40)
-    parts = check(p, PROVIDERS["eager"].norm("layer_norm"))
+    parts = check(p, norm)
     assert parts.result == whole.result
     assert parts.error == pytest.approx(whole.error, rel=1e-6)
     assert parts.allowed == pytest.approx(whole.allowed, rel=1e-6)
+
+
+@pytest.mark.parametrize("operator", [name for name in FUSED if not OPERATORS[name].inference])
+def test_each_wrong_gradient_of_the_family_is_seen(operator: str) -> None:
+    case = Case(dataclasses.replace(SMALL, operator=operator, batches=3), "fp32", "both")
+    p, norm = problem(case, torch.float32, CPU), PROVIDERS["eager"].norm(operator)
+    for i, name in enumerate(p.tensors):
+        place = i if i < 1 + len(case.operator.parameters) else 3 + i - 1 - len(case.operator.parameters)
+
+        def off(*arguments: Any, place: int = place) -> Any:
+            return norm(*(Off.apply(t) if j == place else t for j, t in enumerate(arguments)))
+
+        found = check(p, off)
+        assert not found.right, name
+        assert found.result == GRADIENTS.get(name, f"d{name}")
 
 
 def test_a_provider_that_raises_fails_alone() -> None:

@@ -85,7 +85,7 @@ def test_autocast_dtype(dtype: torch.dtype, device: torch.device) -> None:
 @pytest.mark.parametrize("parameters", [torch.bfloat16, torch.float32])
 def test_autocast_as_on_a_gpu(parameters: torch.dtype, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
     """16-bit x is read as it is and y is fp32, with gradients in the dtypes of the inputs."""
-    monkeypatch.setattr("tritonln.ops.row_autograd.output_dtype", lambda x, kind: torch.float32)
+    monkeypatch.setattr("tritonln.ops.layer_norm.output_dtype", lambda x, kind: torch.float32)
     x = X.to(device, torch.bfloat16).requires_grad_()
     w = ONES.to(device, parameters).requires_grad_()
     y = tritonln.layer_norm(x, 4, w)

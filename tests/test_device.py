@@ -2,6 +2,7 @@
 
 import itertools
 import subprocess
+import sys
 import types
 
 import pytest
@@ -74,5 +75,12 @@ def test_prefetched_tiles_fit_shared_memory() -> None:
     """All of a tile, also what lies past the row: a row of 33 values takes as much as one of 64."""
     for device, x, N in itertools.product(TARGETS.values(), (2, 4, 8), [*range(1, 300), 1000, 1032, 3080, 5120, 8192]):
         c = rules.backward(N, rules.Work(x, 2 * x, 5), device)
-        ahead = (c.num_stages - 1) * c.block_m * c.block_n * c.pieces * 2 * x
+        ahead = (c.num_stages - 1) * c.block_m * (c.block_n * c.pieces + c.rest) * 2 * x
         assert c.num_stages <= 2 or ahead <= device.shared_memory * 3 // 4, (device.name, x, N, c)
+
+
+@pytest.mark.compiles
+def test_the_probe_of_clusters_is_of_the_kernel_that_is_launched() -> None:
+    """It says yes, or no in its own words, or takes Triton's compiler down; arguments that do not fit say nothing."""
+    code = subprocess.run([sys.executable, "-c", "from tritonln.clusters import probe; probe(90)"]).returncode
+    assert code in (0, clusters.CANNOT) or code < 0

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.problems import BF16, expect, problem
 from tritonln.clusters import largest_cluster
 from tritonln.device import interpreting, kernels_on, triton_device_type
@@ -30,10 +31,10 @@ def test_kernels_are_compiled(gpu: torch.device) -> None:
     assert kernels_on(gpu) is not None
 
 
-@pytest.mark.parametrize("N", [1, 64, 100, 1024, 4096, 8192, 16384, 65536])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, BF16])
+@pytest.mark.parametrize("N", [1, 64, 4096, 65536, *thorough(100, 1024, 8192, 16384)])
+@pytest.mark.parametrize("dtype", [torch.float32, *thorough(torch.float16), BF16])
 def test_every_regime_against_the_oracle(gpu: torch.device, N: int, dtype: torch.dtype) -> None:
-    expect(*_arguments(37, N, dtype, gpu))
+    expect(*_arguments(37 if HARDWARE or N <= 4096 else 5, N, dtype, gpu))  # an emulated GPU takes long for wide rows
 
 
 @pytest.mark.parametrize("N", [16384, 32768, 65536, 131072])

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.helpers.cases import thorough
 from tritonln.device import triton_version
 
 pytestmark = pytest.mark.compiles
@@ -27,10 +28,12 @@ def inspect(target: str, hidden: str, *more: str) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", *thorough("sm_80", "sm_100", "gfx942")])
 def test_nothing_spills(target: str) -> None:
     reports = inspect(target, SIZES)
-    assert len(reports) == 3 * 7
+    # Rows wider than a tile take two kernels backward: 16,384 and 65,536, which clusters of sm_90 and sm_100 hold.
+    clusters = target.startswith(("sm_9", "sm_1")) and triton_version() >= (3, 9)
+    assert len(reports) == 3 * 7 + (0 if clusters else 2)
     # The assembler of Triton 3.9 keeps up to 8 values of a thread in memory at 255 registers on sm_100.
     allowed = 32 if target == "sm_100" and triton_version() == (3, 9) else 0
     assert [r for r in reports if r["spills"] > allowed] == []
@@ -49,7 +52,7 @@ def test_loads_and_stores_are_wide() -> None:
 
 
 def test_wide_rows_are_spread_over_clusters_where_triton_can() -> None:
-    forward, backward, _ = inspect("sm_90", "65536")
+    forward, backward, *more = inspect("sm_90", "65536")
     if triton_version() >= (3, 9):
         assert (forward["kernel"], backward["kernel"]) == ("layer_norm_fwd", "layer_norm_bwd")
         assert forward["num_ctas"] == 4
@@ -57,7 +60,9 @@ def test_wide_rows_are_spread_over_clusters_where_triton_can() -> None:
         assert min(forward["cluster"], backward["cluster"]) > 0
         assert (forward["spills"], backward["spills"]) == (0, 0)
     else:
-        assert (forward["kernel"], backward["kernel"]) == ("layer_norm_wide_fwd", "layer_norm_wide_bwd")
+        names = ["layer_norm_wide_fwd", "layer_norm_wide_sums_bwd", "layer_norm_wide_dx_bwd", "column_sum"]
+        assert [r["kernel"] for r in (forward, backward, *more)] == names
+        assert more[0]["bytes_per_element"] <= 6.05
     assert forward["bytes_per_element"] <= 4.05
     assert backward["bytes_per_element"] <= 6.6
 
@@ -97,7 +102,7 @@ def test_one_kernel_only() -> None:
     assert [r["kernel"] for r in inspect("sm_90", "256", "--kernel", "column_sum")] == ["column_sum"]
 
 
-@pytest.mark.parametrize("kernel", ["lstm_persistent_bwd", "gru_persistent_fwd"])
+@pytest.mark.parametrize("kernel", ["lstm_persistent_bwd", *thorough("gru_persistent_fwd")])
 def test_whole_sequences_read_ahead_and_stay_on_the_chip(kernel: str) -> None:
     small, large = inspect("sm_90", "64,100", "--kernel", kernel)
     for r in (small, large):

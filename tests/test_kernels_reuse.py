@@ -1,5 +1,8 @@
 """Other people's kernels call the device functions of tritonln.kernels."""
 
+import ast
+import pathlib
+
 import torch
 import triton
 import triton.language as tl
@@ -57,3 +60,13 @@ def test_moments_merge(device: torch.device) -> None:
     expected = [wide.mean(), wide.var(correction=0), wide[:50].sum(), wide[50:].square().sum()]
     for name, value, ref in zip(("mean", "var", "sum", "squares"), out, expected):
         assert_close(name, value, ref, kappa=5)
+
+
+def test_no_default_is_a_string() -> None:
+    """Which Triton 3.6, the oldest that is allowed, does not compile in a function that a kernel calls."""
+    files = (pathlib.Path(__file__).parents[1] / "kernels").rglob("*.py")
+    functions = [f for file in files for f in ast.walk(ast.parse(file.read_text())) if isinstance(f, ast.FunctionDef)]
+    assert len(functions) > 50
+    for f in functions:
+        strings = [d.value for d in f.args.defaults if isinstance(d, ast.Constant) and isinstance(d.value, str)]
+        assert not strings, (f.name, strings)

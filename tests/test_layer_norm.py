@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.problems import BF16, F16, F32, F64, WIDE, expect, problem, rand, run
 from tests.helpers.tolerance import assert_close
 from tritonln import reference
@@ -17,14 +18,26 @@ from tritonln.device import Device, interpreting
 # ---- sizes and dtypes --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dtype", [F32, F16, BF16, F64], ids=str)
+EACH = F32, F16, BF16, F64
+
+
 @pytest.mark.parametrize(
-    ("M", "N"),
+    ("M", "N", "dtype"),
     [
-        *(pytest.param(5, N, marks=pytest.mark.interpreted) for N in (1, 2, 3, 7, 33, 64, 100, 256, 1000, 2049)),
-        *((5, N) for N in (8, 17, 31, 32, 65, 96, 127, 129, 255, 511, 768, 1023, 1024, 1536, 2047, 3072)),
-        *((70, N) for N in (1, 2, 3, 8, 17, 33, 64, 100, 255, 256, 768, 1000, 1024, 2049)),
+        *(pytest.param(5, N, dtype, marks=pytest.mark.interpreted) for N in (1, 7, 100, 2049) for dtype in EACH),
+        *itertools.product([5], [2, 3, 33, 64, 256, 1000], [F32, BF16]),
+        *itertools.product([5], [31, 65, 127, 511, 1536, 2047], [F32]),
+        *itertools.product([5], [32, 96, 129, 1023, 3072], [BF16]),
+        *itertools.product([70], [1, 3, 17, 64, 136, 255, 1024], [F32, BF16]),
+        *thorough(
+            *itertools.product([5], [2, 3, 33, 64, 256, 1000], [F16, F64]),
+            *itertools.product([5], [31, 65, 127, 511, 1536, 2047], [BF16]),
+            *itertools.product([5], [32, 96, 129, 1023, 3072], [F32]),
+            *itertools.product([5], [8, 17, 136, 255, 768, 1024], [F32, BF16]),
+            *itertools.product([70], [2, 8, 33, 100, 256, 1000, 2049], EACH),
+        ),
     ],
+    ids=str,
 )
 def test_hidden_sizes(M: int, N: int, dtype: torch.dtype, device: torch.device) -> None:
     x, w, b, dy = problem(M, N, dtype, device)
@@ -32,7 +45,7 @@ def test_hidden_sizes(M: int, N: int, dtype: torch.dtype, device: torch.device) 
 
 
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-@pytest.mark.parametrize("N", [4096, 8191, 8192, 16384, WIDE, 65536])
+@pytest.mark.parametrize("N", [8191, WIDE, 65536, *thorough(4096, 8192, 16384)])
 def test_wide_rows(N: int, dtype: torch.dtype, device: torch.device) -> None:
     x, w, b, dy = problem(2, N, dtype, device)
     expect(x, (N,), w, b, dy)
@@ -212,7 +225,8 @@ def strided(kind: str, M: int, N: int, device: torch.device, seed: int) -> Tenso
     # Wide rows only where they are read in place: the rest is copied before it reaches a kernel.
     [
         *(pytest.param(kind, 24, marks=pytest.mark.interpreted) for kind in STRIDED),
-        *itertools.product(STRIDED, [7, 1000]),
+        *itertools.product(STRIDED, [1000]),
+        *thorough(*itertools.product(STRIDED, [7])),
         *itertools.product(["odd row stride", "expanded rows", "permuted"], [WIDE]),
     ],
 )

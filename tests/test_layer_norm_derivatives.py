@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 
 import tritonln
+from benchmarks.second_order import NORMS, counts, steps
 from tests.helpers.problems import BF16, F16, F32, F64, problem
 from tests.helpers.tolerance import assert_close
 from tritonln import reference
@@ -28,7 +29,7 @@ def by_the_op(
 def layer_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Tensor]]:
     """layer_norm by each of its ways."""
     if request.param == "aten":
-        for module in ("layer_norm", "row_autograd"):
+        for module in ("layer_norm", "row_autograd", "row_op"):
             monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
     return by_the_op if request.param == "op" else tritonln.layer_norm
 
@@ -180,3 +181,14 @@ def test_a_captured_graph_refuses_forward_mode_in_words(device: torch.device) ->
     x, w, b, dy = arguments(device)
     with pytest.raises(RuntimeError, match="no forward-mode derivative: call tritonln.layer_norm itself"):
         jvp(lambda x: by_the_op(x, (N,), w, b), (x,), (dy,))
+
+
+@pytest.mark.usefixtures("without_kernels")
+def test_what_a_second_derivative_costs_is_counted() -> None:
+    """ATen's first gradient is one operator, that of tritonln a composition, if a graph is asked for."""
+    (parameters, ours), (_, theirs) = (NORMS[f"{owner}.layer_norm"] for owner in ("tritonln", "F"))
+    for norm, composed in ((ours, True), (theirs, False)):
+        forward, backward, second = counts(steps(norm, parameters, 64, 64), 64, 64)
+        assert forward == (1, pytest.approx(2, abs=0.1))
+        assert (backward[0] > 1) == composed
+        assert second[1] > 10

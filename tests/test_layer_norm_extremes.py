@@ -11,6 +11,7 @@ from torch import Tensor
 
 import tritonln
 from tests.helpers import recurrent
+from tests.helpers.cases import thorough
 from tests.helpers.problems import BF16, F16, F32, F64, expect, problem, rand
 from tritonln.configurations import lookup
 from tritonln.configurations.config import Config
@@ -114,12 +115,12 @@ def test_variances_below_the_normal_numbers(
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize(("N", "stride"), [(64, 1 << 26), (8, 1 << 27), (40_503, 1 << 28)])
+@pytest.mark.parametrize(("N", "stride"), [(64, 1 << 26), (8, 1 << 27), (8_269, 1 << 28)])
 def test_rows_far_apart(N: int, stride: int, device: torch.device, pytestconfig: pytest.Config) -> None:
     """Rows of a tile that are more than 2^31 values apart: x[:, 0] of a large tensor."""
     if pytestconfig.getoption("emulate"):
         pytest.skip("the emulated GPU notes who may touch each of these gigabytes")
-    M = 40 if N < 1000 else 17
+    M = 40 if N < 1000 else 9
     torch.utils.deterministic.fill_uninitialized_memory = False  # most of these gigabytes are never touched
     try:
         spread = torch.empty(2 * M * stride, dtype=torch.int8, device=device).view(F16)
@@ -152,7 +153,7 @@ def test_the_lanes_of_a_row_agree(dtype: torch.dtype, norm: Callable[..., Tensor
 
 
 @pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, 1, *thorough(2, 3, 4, 5)])
 def test_the_tolerance_holds_wherever_approximations_fall(seed: int) -> None:
     """rsqrt.approx, div.full and ex2.approx give anything within their documented errors."""
     cpu = torch.device("cpu")

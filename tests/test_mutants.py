@@ -62,12 +62,12 @@ def kernels(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[
     source = pathlib.Path(tritonln.kernels.row.__file__).parent
     package = tmp_path / "mutant"
     package.mkdir()
-    for name in ("row.py", "operands.py", "one_tile.py", "layer_norm.py"):
-        text = (source / name).read_text()
-        if name == file:
+    for kernel in source.glob("*.py"):
+        text = kernel.read_text()
+        if kernel.name == file:
             assert line in text, line
             text = text.replace(line, instead, 1) if line else text
-        (package / name).write_text(text)
+        (package / kernel.name).write_text(text)
     (package / "__init__.py").touch()
     spec = importlib.util.spec_from_file_location(
         "mutant", package / "__init__.py", submodule_search_locations=[str(package)]
@@ -89,8 +89,8 @@ def test_the_tolerance_catches(kernels: ModuleType, mutant: str, device: torch.d
     x = (torch.randn(8 * 128, device=device) * 0.1 + mean)[: M * N].reshape(M, N)
     w, b = torch.randn(N, device=device), torch.randn(N, device=device)
     parts, skeleton = kernels
-    operator = (None, parts.affine, (1.0, -0.0), True, "layer_norm")
-    arguments = ((x,),), ((w,), (b,)), y, None, M, 1e-5, N, 8, 128, *operator
+    operator = (None, parts.affine, ("M N",), ("N", "N"), (0.0,), (1.0, -0.0), False, True, "layer_norm")
+    arguments = ((x,),), ((w,), (b,)), y, None, None, M, M, 1e-5, 0.0, N, 8, 128, *operator
     launch = functools.partial(skeleton.one_tile_fwd[(1,)], *arguments)
     if device.type == "cpu" and not interpreting() and mutant.startswith("no mask"):
         with pytest.raises(EmulationError, match="access outside every tensor"):

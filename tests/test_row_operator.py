@@ -8,6 +8,7 @@ import triton
 from torch import Tensor
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.outside_operators import add, add_bwd, clamp, clamp_bwd, clamped_norm, gelu_affine, gelu_affine_bwd
 from tests.helpers.outside_operators import layer_norm_gelu as gelu
 from tests.helpers.problems import BF16, F16, F32, F64, rand
@@ -40,8 +41,8 @@ def oracle(name: str, tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize(("M", "N"), [(5, 1), (3, 7), (70, 64), (9, 100), (40, 1024), (3, WIDE)])
-@pytest.mark.parametrize(("dtype", "parameters"), [(F32, F32), (BF16, F32), (F16, F16), (F64, F64)], ids=str)
+@pytest.mark.parametrize(("M", "N"), [(5, 1), (70, 64), (9, 100), (3, WIDE), *thorough((3, 7), (40, 1024))])
+@pytest.mark.parametrize(("dtype", "parameters"), [(F32, F32), (BF16, F32), *thorough((F16, F16), (F64, F64))], ids=str)
 def test_as_the_formula(
     name: str, M: int, N: int, dtype: torch.dtype, parameters: torch.dtype, device: torch.device
 ) -> None:

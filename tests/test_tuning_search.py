@@ -1,6 +1,7 @@
 """Search, tune and warmup.  The clock is injected: what is promised does not depend on what is fastest here."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
 import warnings
@@ -44,8 +45,14 @@ def test_the_fastest_verified_candidate_wins(gpu: Device, device: torch.device) 
     assert len(entry.runners_up) == 2
 
 
-@pytest.mark.parametrize("tunable", registered().values(), ids=lambda t: t.name)
-@pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
+def named(value: Any) -> str:
+    return value.name if isinstance(value, Tunable) else str(value)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("tunable", "dtype"), list(zip(registered().values(), itertools.cycle([F32, BF16]))), ids=named
+)
 def test_candidates_of_every_kernel_agree(
     tunable: Tunable, dtype: torch.dtype, gpu: Device, device: torch.device
 ) -> None:
@@ -124,7 +131,10 @@ def test_a_candidate_that_raises_is_recorded(gpu: Device, device: torch.device) 
     assert [t.error for t in trials[1:]] == ["RuntimeError: out of resource: shared memory"] * 2
 
 
-@pytest.mark.parametrize(("name", "steps_are_fast"), [("layer_norm_lstm", True), ("layer_norm_gru", False)])
+@pytest.mark.parametrize(
+    ("name", "steps_are_fast"),
+    [("layer_norm_lstm", True), pytest.param("layer_norm_gru", False, marks=pytest.mark.thorough)],
+)
 def test_search_decides_between_whole_sequences_and_steps(
     name: str, steps_are_fast: bool, gpu: Device, device: torch.device
 ) -> None:
@@ -146,7 +156,7 @@ def test_search_decides_between_whole_sequences_and_steps(
             y.sum().backward()
         assert len(timed) == tried
         if name == "layer_norm_gru":  # one group of norms takes what was found for two
-            tritonln.layer_norm_gru(**leaves, joint=True)
+            tritonln.layer_norm_gru(**leaves, norm_groups="joint")
             assert timed.count(STEPS) == 2
     chosen = [entry.config for key, entry in lookup._fixed.items() if "persistent" in key[2]]
     assert [c == STEPS for c in chosen] == [steps_are_fast] * 2

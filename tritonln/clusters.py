@@ -58,9 +58,10 @@ def probe(arch: int) -> None:
 
     device = of_arch("cuda", arch)
     x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
-    constants = (4096, 1, 4096, None, affine, (1.0, 0.0), True, "probe")
+    operands = ("M N",), ("N", "N"), (0.0,), (1.0, 0.0)
+    constants = (4096, 1, 4096, None, affine, *operands, False, True, "probe")
     launch = Launch(one_tile_fwd, constants, device, num_warps=4, num_ctas=2)
-    call = Recorded(launch, 1, (((x,),), ((), ()), x, None, 1, 1e-5))
+    call = Recorded(launch, 1, (((x,),), ((), ()), x, None, None, 1, 1, 1e-5, 0.0))
     try:
         able = "shared::cluster" in compile_launch(call, device).asm["ptx"]
     except RuntimeError:  # of Triton's compiler

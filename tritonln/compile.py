@@ -14,6 +14,7 @@ from tritonln.launch import Recorded
 def compile_launch(call: Recorded, device: Device) -> Any:
     """Triton's CompiledKernel of a noted launch, for pointers aligned to 16 bytes."""
     import triton
+    from triton import knobs
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -35,8 +36,10 @@ def compile_launch(call: Recorded, device: Device) -> Any:
             signature[parameter.name], constants[parameter.name] = "constexpr", value
         else:
             signature[parameter.name] = kind(value, parameter.annotation_type, (i,))
-    return triton.compile(
-        ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
-        target=GPUTarget(device.backend, device.arch, device.warp_size),
-        options=dict(call.launch.options),
-    )
+    with knobs.runtime.scope():
+        knobs.runtime.add_stages_inspection_hook = None  # an emulated GPU's, which leaves machine code out
+        return triton.compile(
+            ASTSource(kernel, signature, constexprs=constants, attrs=aligned),
+            target=GPUTarget(device.backend, device.arch, device.warp_size),
+            options=dict(call.launch.options),
+        )

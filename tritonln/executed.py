@@ -108,22 +108,19 @@ def training(
 ) -> list[Measured]:
     """The launches of an operator for rows of N values, forward and backward, and the sums of partial sums."""
     _, call, *_ = training_launches(operator, target, N, dtype, parameter_dtype, 1 << 16)
-    names = [p.name for p in call.launch.kernel.params if p.is_constexpr]
-    height = int(dict(zip(names, call.launch.constants))["BLOCK_M"])
-    rows = height * max(2, min(TILES * call.programs, MOST // (N * height)))
+    constants = dict(zip((p.name for p in call.launch.kernel.params if p.is_constexpr), call.launch.constants))
+    height, width = int(constants["BLOCK_M"]), int(constants.get("PIECES", 1) * constants["BLOCK_N"])
+    # Of a row, each of which has a program of its own.
+    chunks = -(-N // width) if {"PIECES", "CHUNKS"} & constants.keys() else 1
+    rows = height * max(2, min(TILES * call.programs // chunks, MOST // (N * height)))
 
     def random(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.randn(shape).to(dtype)
 
     with emulated_gpu(target, check=False) as gpu:
         operators()[operator].train(random, rows, N, dtype, parameter_dtype, emulated_device())
-        forward, backward, *sums = gpu.runs
-        partial = backward.grid[0]  # what the last kernel adds up
-        return [
-            measured(forward, rows, N),
-            measured(backward, rows, N),
-            *(measured(run, partial, N) for run in sums),
-        ]
+        partial = gpu.runs[1].grid[0] // chunks  # rows of what the last kernels add up
+        return [measured(run, partial if run.name == "column_sum" else rows, N) for run in gpu.runs]
 
 
 def kernel(target: str, tunable: Tunable, key: Key, config: Config | None = None) -> Measured | None:

@@ -8,6 +8,7 @@ disassembler of the triton wheel.  Everything here is static; no time is measure
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,7 +19,7 @@ from tritonln.configurations.lookup import known
 from tritonln.configurations.tunable import registered
 from tritonln.device import TARGETS, Device
 from tritonln.launch import Recorded, tensors_in
-from tritonln.launches import launch_of, training_launches
+from tritonln.launches import launches_of, training_launches
 from tritonln.machine_code import read_amdgcn, read_cubin
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class Report:
     instructions_per_element: float | None  # of the row loop, or of all where there is none
     in_flight: int  # bytes a multiprocessor has outstanding
     needed: int  # bytes that Little's law asks for: bandwidth * latency / multiprocessors
+    rows: int  # of the launch
+    local: float = 0.0  # bytes of spilled values that are loaded and stored for an element of the row loop
+    again: float = 0.0  # of the bytes an element, those of tensors that the launch before had too
     executed: Executed | None = None  # counted in a run on an emulated GPU
 
 
@@ -72,14 +76,14 @@ def inspect_operator(
 
     `run`: also runs it on an emulated GPU, on as many rows as that takes seconds for.
     """
-    calls = training_launches(operator, target, hidden, dtype, parameter_dtype, rows)
-    reports = [report(call, TARGETS[target], hidden) for call in calls]
+    forward, *backward = training_launches(operator, target, hidden, dtype, parameter_dtype, rows)
+    found = [report(forward, TARGETS[target], hidden), *reports(backward, TARGETS[target], hidden)]
     if run:
         from tritonln import executed  # which imports numpy
 
         ran = executed.training(operator, target, hidden, dtype, parameter_dtype)
-        reports = [dataclasses.replace(r, executed=m.executed) for r, m in zip(reports, ran, strict=True)]
-    return reports
+        found = [dataclasses.replace(r, executed=m.executed) for r, m in zip(found, ran, strict=True)]
+    return found
 
 
 def inspect_kernel(
@@ -101,12 +105,25 @@ def inspect_kernel(
     if config == STEPS:
         return None
     rows = int(tunable.most_rows(device))
-    found = report(launch_of(tunable, key, config, device, rows), device, hidden, rows * tunable.steps)
+    (call,) = launches_of(tunable, key, config, device, rows)
+    found = report(call, device, hidden, rows * tunable.steps)
     if run:
         from tritonln import executed  # which imports numpy
 
         counted = executed.kernel(target, tunable, key, config)
         found = dataclasses.replace(found, executed=None if counted is None else counted.executed)
+    return found
+
+
+def reports(calls: Sequence[Recorded], device: Device, hidden: int, rows: int | None = None) -> list[Report]:
+    """Of launches that follow one another: what one has of the tensors of the last may still be in the cache."""
+    found, before = [], set[int]()
+    for call in calls:
+        tensors = [t for t in tensors_in(call.args) if t is not None]
+        again = sum(t.numel() * t.element_size() for t in tensors if id(t) in before)
+        r = report(call, device, hidden, rows)
+        found.append(dataclasses.replace(r, again=again / (r.rows * hidden)))
+        before = {id(t) for t in tensors}
     return found
 
 
@@ -124,7 +141,8 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
     resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
     height = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
-    width = min(constants.get("PIECES", 1) * constants.get("BLOCK_N", constants.get("BLOCK_H", 1)), hidden)
+    width = constants.get("PIECES", 1) * constants.get("BLOCK_N", constants.get("BLOCK_H", 1))
+    width = min(width + constants.get("REST", 0), hidden)
     values = height * width / ctas  # of one thread block
     tensors = [t for t in tensors_in(call.args) if t is not None]
     streamed = call.launch.of.streamed(call.args)
@@ -153,12 +171,14 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
         instructions_per_element=code.instructions * warps * device.warp_size / values if code.instructions else None,
         in_flight=round(resident * prefetched * values * streamed),
         needed=round(device.bandwidth * LATENCY / device.multiprocessors),
+        rows=rows,
+        local=code.local * warps * device.warp_size / values,
     )
 
 
 def call_rows(call: Recorded) -> int:
     """The rows of x, or of the partial sums, that a launch walks."""
-    return next(t.shape[0] for t in tensors_in(call.args) if t is not None and t.dim() > 1)
+    return next(t.shape[:-1].numel() for t in tensors_in(call.args) if t is not None and t.dim() > 1)
 
 
 # ---- for people ---------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,9 @@ from tritonln.device import Device, active_device, interpreting, kernels_on, run
 FP_FUSION = True
 
 
+Strides = tuple[tuple[int, int, bool, bool, bool], ...]
+
+
 class Launch:
     """A kernel bound to its constants (the trailing constexpr parameters) and compile options.
 
@@ -23,10 +27,10 @@ class Launch:
     tuples of them, as kernels/operands.py has them.
 
     One object serves arguments of one kind only: the same dtypes, the same ones absent, one device.
-    Its first launch on aligned tensors with contiguous rows goes through Triton's own dispatch and
-    keeps the compiled kernel; later ones of that kind go straight to the kernel's launcher with
-    plain addresses.  Everything else takes the ordinary way each time, and on AMD so do tensors of
-    2 GB and more: Triton compiles those that are smaller with 32-bit offsets there.
+    The first launch on aligned tensors goes through Triton's own dispatch and keeps the compiled kernel, as
+    does the first with row strides that Triton specializes otherwise; later ones go straight to that kernel's
+    launcher with plain addresses.  Everything else takes the ordinary way each time, and on AMD so do tensors
+    of 2 GB and more: Triton compiles those that are smaller with 32-bit offsets there.
     """
 
     __slots__ = ("constants", "device", "direct", "kernel", "name", "of", "options")
@@ -47,10 +51,14 @@ class Launch:
         self.name = name or getattr(kernel, "__name__", "")  # that profiles show
         self.of = of  # the Tunable that it belongs to, which knows its operands by name
         self.options: dict[str, Any] = {"num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": FP_FUSION}
-        self.direct: tuple[Any, Any, Any] | None = None  # launcher, function, metadata
+        self.direct: dict[Strides, tuple[Any, Any, Any]] = {}  # launcher, function, metadata
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         """Launches on the stream of the tensors' device."""
+        calls = _recording.get()
+        if calls is not None:
+            calls.append(Recorded(self, programs, arguments))
+            return
         driver = active_driver()
         if driver is None:
             self.ordinary(programs, arguments)
@@ -60,32 +68,35 @@ class Launch:
             with torch.get_device_module(self.device.type).device(self.device.index):
                 self(programs, *arguments)
             return
-        addresses, regular = addressed(arguments)
-        regular = regular and self.reaches(arguments)
-        if regular and self.direct is not None and not hooked():
-            run, function, metadata = self.direct
+        addresses, strides = addressed(arguments)
+        if strides is not None and not self.reaches(arguments):
+            strides = None
+        if strides in self.direct and not hooked():
+            run, function, metadata = self.direct[strides]
             stream = driver.get_current_stream(current)
             run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *self.constants)
             return
-        compiled = self.ordinary(programs, arguments)
-        if regular:
-            self.direct = _direct(compiled)
+        direct = _direct(self.ordinary(programs, arguments))
+        if strides is not None and direct is not None:
+            self.direct[strides] = direct
 
     def repeated(self, programs: int, *arguments: Any) -> Callable[..., None]:
         """This launch for a loop that changes nothing but trailing scalars: they are what the result is called with."""
+        if _recording.get() is not None:  # for a GPU that need not be there, and no driver either
+            return functools.partial(self, programs, *arguments)
         driver = active_driver()
         current = driver.get_current_device() if driver is not None else None
         elsewhere = self.device.index is not None and self.device.index != current
-        addresses, regular = addressed(arguments)
-        if driver is None or elsewhere or not regular or not self.reaches(arguments):
+        addresses, strides = addressed(arguments)
+        if driver is None or elsewhere or strides is None or not self.reaches(arguments):
             return functools.partial(self, programs, *arguments)
         stream = driver.get_current_stream(current)
 
         def launch(*scalars: int | float) -> None:
-            if self.direct is None or hooked():
+            if strides not in self.direct or hooked():
                 self(programs, *arguments, *scalars)
                 return
-            run, function, metadata = self.direct
+            run, function, metadata = self.direct[strides]
             run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *scalars, *self.constants)
 
         return launch
@@ -100,32 +111,31 @@ class Launch:
         return self.kernel[(programs,)](*arguments, *self.constants, **self.options)
 
 
-def addressed(arguments: Sequence[Any]) -> tuple[list[Any], bool]:
-    """Arguments with addresses for tensors, and whether these are what a kernel is compiled for that is launched
-    directly: aligned to 16 bytes, rows contiguous.  A number in an operand is its row stride.
+def addressed(arguments: Sequence[Any]) -> tuple[list[Any], Strides | None]:
+    """Arguments with addresses for tensors, and what Triton specializes a kernel for: of each operand that has strides
+    where it stands, and whether each of them is 1, a multiple of 16, or wider than 32 bits.
+
+    None in place of the strides: a tensor is not aligned to 16 bytes.
     """
     found: list[Any] = []
+    strides: Strides = ()
     bits = 0
     for argument in arguments:
         kind = type(argument)
         if kind is tuple:
-            inner = []
+            inner: list[Any] = []
             for operand in argument:
-                if type(operand) is tuple:
-                    if len(operand) == 1:
-                        address = operand[0].data_ptr()
-                        bits |= address
-                        inner.append((address,))
-                    elif operand:
-                        return found, False
-                    else:
-                        inner.append(operand)
-                elif type(operand) is int:
-                    return found, False
-                else:
-                    address = operand.data_ptr()
+                if operand:
+                    address = operand[0].data_ptr()
                     bits |= address
-                    inner.append(address)
+                    if len(operand) == 1:
+                        inner.append((address,))
+                    else:
+                        for stride in operand[1:]:
+                            strides += ((len(found), len(inner), stride == 1, stride % 16 == 0, stride >= 2**31),)
+                        inner.append((address, *operand[1:]))
+                else:
+                    inner.append(operand)
             found.append(tuple(inner))
         elif argument is None:
             found.append(0)
@@ -135,7 +145,7 @@ def addressed(arguments: Sequence[Any]) -> tuple[list[Any], bool]:
             address = argument.data_ptr()
             bits |= address
             found.append(address)
-    return found, not bits & 15
+    return found, None if bits & 15 else strides
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Any]:
@@ -195,9 +205,10 @@ class Plan(NamedTuple):
     rows_per_program: int
     programs: int  # of a persistent kernel, which then walks the rows; 0: one for every tile
 
-    def count(self, M: int) -> int:
-        tiles = -(-M // self.rows_per_program)
-        return min(tiles, self.programs) if self.programs else tiles
+    def count(self, M: int, batches: int = 1) -> int:
+        """Programs for M rows, of which none has rows of two batches."""
+        tiles = -(-M // (batches * self.rows_per_program))
+        return batches * (min(tiles, max(1, self.programs // batches)) if self.programs else tiles)
 
 
 class Recorded(NamedTuple):
@@ -208,20 +219,15 @@ class Recorded(NamedTuple):
     args: tuple[Any, ...]
 
 
+_recording: ContextVar[list[Recorded] | None] = ContextVar("recording", default=None)
+
+
 @contextlib.contextmanager
 def recorded() -> Iterator[list[Recorded]]:
-    """Inside, launches are noted instead of carried out."""
+    """Inside, launches of this thread are noted instead of carried out."""
     calls: list[Recorded] = []
-
-    def note(launch: Launch, programs: int, *arguments: Any) -> None:
-        calls.append(Recorded(launch, programs, arguments))
-
-    def note_each(launch: Launch, programs: int, *arguments: Any) -> Callable[..., None]:
-        return functools.partial(note, launch, programs, *arguments)
-
-    carry_out = Launch.__call__, Launch.repeated
-    Launch.__call__, Launch.repeated = note, note_each  # type: ignore[assignment, method-assign]
+    before = _recording.set(calls)
     try:
         yield calls
     finally:
-        Launch.__call__, Launch.repeated = carry_out  # type: ignore[method-assign]
+        _recording.reset(before)

@@ -29,14 +29,16 @@ def training_launches(
     return calls
 
 
-def launch_of(tunable: Tunable, key: Key, config: Config, device: Device, rows: int) -> Recorded:
-    """The launch of a configuration on tensors that are nowhere."""
+def launches_of(tunable: Tunable, key: Key, config: Config, device: Device, rows: int) -> list[Recorded]:
+    """What a configuration launches, once, on tensors that are nowhere."""
 
     def make(_: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, device="meta")
 
     plan = tunable.plan(key, config, device)
-    return Recorded(plan.launch, tunable.programs(plan, rows, key.N), tunable.arguments(key, plan, rows, make))
+    with recorded() as calls:
+        plan.launch(tunable.programs(plan, rows, key.N), *tunable.arguments(key, plan, rows, make))
+    return calls
 
 
 def prepared(
@@ -53,6 +55,8 @@ def prepared(
             made = torch.zeros(shape, dtype=dtype, device=where)
         elif dtype == torch.int64:  # lengths, from no step to all of them
             made = torch.randint(0, tunable.steps + 1, shape, generator=generator, device=where)
+        elif dtype == torch.bool:  # where rows start anew
+            made = torch.rand(shape, generator=generator, device=where) < 0.5
         else:
             # A weight matrix of the scale of a layer's, that nothing grows from step to step.
             scale = key.N**-0.5 if name == "weight" and len(shape) == 2 else 1.0

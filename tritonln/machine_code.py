@@ -24,6 +24,7 @@ class Code:
     async_copies: int
     cluster: int
     instructions: int
+    local: int = 0  # bytes of spilled values that a thread loads and stores, in the row loop
 
 
 def _tool(name: str, *args: str) -> str:
@@ -56,6 +57,7 @@ def read_cubin(compiled: Any, device: Device) -> Code:
         async_copies=sum(o.startswith("LDGSTS") for _, o, _ in code),
         cluster=sum(o.startswith(("UCGABAR", "MAPA")) for _, o, _ in code),
         instructions=sum(o != "NOP" for o in operations),
+        local=sum(n * bits // 8 for bits, n in _widths(loop, ("LDL", "STL")).items()),
     )
 
 

@@ -34,6 +34,26 @@ def rms_norm(x: Tensor, normalized_shape: tuple[int, ...], weight: Tensor | None
     return y if weight is None else y * weight
 
 
+def normed_heads(
+    x: Tensor,
+    weight: Tensor | None,
+    eps: float,
+    cos: Tensor | None = None,
+    sin: Tensor | None = None,
+    bias: Tensor | None = None,
+    centred: bool = False,
+) -> Tensor:
+    """One of the tensors of qk_norm, in the dtype of x: rms_norm, or layer_norm, of rows (*, T, H, N), and equation 34
+    of arXiv 2104.09864 with cos and sin (T, N) or (*, T, N), its pairs being the halves of a row.
+    """
+    N = tuple(x.shape[-1:])
+    y = layer_norm(x, N, weight, bias, eps) if centred else rms_norm(x, N, weight, eps)
+    if cos is None or sin is None:
+        return y
+    a, b = y[..., : y.shape[-1] // 2], y[..., y.shape[-1] // 2 :]
+    return y * cos[..., None, :] + torch.cat([-b, a], -1) * sin[..., None, :]
+
+
 def layer_norm_gradients(
     x: Tensor,
     normalized_shape: tuple[int, ...],
@@ -89,3 +109,38 @@ def condition(x: Tensor, normalized_shape: tuple[int, ...], eps: float) -> float
     rows = x.detach().double().reshape(-1, math.prod(normalized_shape))
     rstd = (rows.var(1, correction=0) + eps).rsqrt()
     return max([1.0, *(rows.mean(1).abs() * rstd).tolist()])
+
+
+def outermost(t: Tensor, x: Tensor, dims: int = 0) -> Tensor:
+    """t with its dimensions but the last `dims` beside the first ones of x, to broadcast to x's shape."""
+    outer = max(0, t.dim() - dims)
+    missing = x.dim() - max(t.dim(), dims)
+    return t.reshape(*t.shape[:outer], *[1] * max(0, missing), *t.shape[outer:]) if outer else t
+
+
+def added(
+    x: Tensor, residual: Tensor | None = None, row_scale: Tensor | None = None, noise: Tensor | None = None
+) -> Tensor:
+    """residual + row_scale noise x, what the add_ norms normalize; the noise is 0 where dropped, else 1 / (1 - p)."""
+    if row_scale is not None:
+        x = x * row_scale.reshape(*row_scale.shape[: x.dim()], *[1] * (x.dim() - row_scale.dim()))
+    if noise is not None:
+        x = x * noise.reshape(x.shape)
+    return x if residual is None else residual + x
+
+
+def modulated(y: Tensor, scale: Tensor | None, shift: Tensor | None, dims: int = 1) -> Tensor:
+    """y (1 + scale) + shift of a norm's y: adaLN of arXiv 2212.09748; two dimensions of scale are batches first."""
+    if scale is not None:
+        y = y * (1.0 + outermost(scale, y, dims))
+    return y if shift is None else y + outermost(shift, y, dims)
+
+
+def gate_added(x: Tensor, residual: Tensor, gate: Tensor | None, dims: int = 1) -> Tensor:
+    """residual + gate x, of the same paper."""
+    return residual + (x if gate is None else x * outermost(gate, x, dims))
+
+
+def silu_gated(x: Tensor, gate: Tensor) -> Tensor:
+    """x silu(gate): section 7 of arXiv 2405.21060."""
+    return x * gate / (1.0 + torch.exp(-gate))

@@ -1,23 +1,26 @@
 """A row of G gates of H values each, held as a tuple of G tiles, and the activations.
 
 Tiles are (BLOCK_M, BLOCK_H) and zero outside; H need not be a power of two.  Normalization is over
-all the tiles of a tuple, that is, over rows of len(tiles) H values.
+all the tiles of a tuple, that is, over rows of len(tiles) H values; `_groups`: over GROUP tiles that follow one
+another, and what is left of them.  Statistics of G groups lie as (T, G, B, 2).
 """
 
 import triton
 import triton.language as tl
 
-from ..row import load_upcast, row_correction, row_mean, row_rstd, row_square, row_sum2
+from ..row import load_upcast, row_correction, row_mean, row_rstd, row_square, row_sum2, store_stats
 
 
 @triton.jit
 def own_tile(B, H, BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr):
-    """The rows that are this program's: (the first, all, columns, which of these are in a row, what is in both)."""
+    """The rows that are this program's: (the first, all from there on, columns, which of these are in a row, what is
+    in both).  Only the first is 64 bits wide: tiles of such offsets take registers that there are not.
+    """
     row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
-    rows = row0 + tl.arange(0, BLOCK_M)[:, None]
+    rows = tl.arange(0, BLOCK_M)[:, None]
     cols = tl.broadcast_to(tl.arange(0, BLOCK_H)[None, :], [BLOCK_M, BLOCK_H])
     in_row = cols < H
-    return row0, rows, cols, in_row, in_row & (rows < B)
+    return row0, rows, cols, in_row, in_row & (rows < B - row0)
 
 
 @triton.jit
@@ -38,10 +41,14 @@ def store_gates(ptr, offsets, inside, H, tiles):
 
 @triton.jit
 def add(a, b):
-    sums = ()
-    for k in tl.static_range(len(a)):
-        sums = sums + (a[k] + b[k],)
-    return sums
+    """a where b is absent."""
+    if len(b) == 0:
+        return a
+    else:
+        sums = ()
+        for k in tl.static_range(len(a)):
+            sums = sums + (a[k] + b[k],)
+        return sums
 
 
 @triton.jit
@@ -90,13 +97,73 @@ def standardized(tiles, mean, rstd):
 
 @triton.jit
 def standardize_bwd(dx_hat, x_hat, rstd, H):
-    """row_standardize_bwd over all tiles."""
+    """row_standardize_bwd over all tiles; of single values, whose x_hat is constant, exactly zero."""
     N: tl.constexpr = len(x_hat) * H
-    dot, rest = row_sum2(total(multiply(dx_hat, x_hat)), total(dx_hat))
+    if N == 1:
+        return (tl.zeros_like(x_hat[0]),)
+    else:
+        dot, rest = row_sum2(total(multiply(dx_hat, x_hat)), total(dx_hat))
+        dx = ()
+        for k in tl.static_range(len(x_hat)):
+            dx = dx + (dx_hat[k] * rstd - (x_hat[k] * (dot * (1 / N) * rstd) + rest * (1 / N) * rstd),)
+        return dx
+
+
+@triton.jit
+def part(tiles, FIRST: tl.constexpr, COUNT: tl.constexpr):
+    """COUNT tiles from FIRST on, or what is left of them."""
+    kept = ()
+    for k in tl.static_range(FIRST, len(tiles)):
+        if k < FIRST + COUNT:
+            kept = kept + (tiles[k],)
+    return kept
+
+
+@triton.jit
+def standardize_groups(tiles, in_row, H, eps, GROUP: tl.constexpr):
+    """(x_hat tiles, the mean of each group, its rstd)"""
+    x_hat, means, rstds = (), (), ()
+    for k in tl.static_range(0, len(tiles), GROUP):
+        group_hat, mean, rstd = standardize(part(tiles, k, GROUP), in_row, H, eps)
+        x_hat, means, rstds = x_hat + group_hat, means + (mean,), rstds + (rstd,)
+    return x_hat, means, rstds
+
+
+@triton.jit
+def standardized_groups(tiles, means, rstds, GROUP: tl.constexpr):
+    x_hat = ()
+    for k in tl.static_range(len(means)):
+        x_hat = x_hat + standardized(part(tiles, k * GROUP, GROUP), means[k], rstds[k])
+    return x_hat
+
+
+@triton.jit
+def standardize_groups_bwd(dx_hat, x_hat, rstds, H, GROUP: tl.constexpr):
     dx = ()
-    for k in tl.static_range(len(x_hat)):
-        dx = dx + (dx_hat[k] * rstd - (x_hat[k] * (dot * (1 / N) * rstd) + rest * (1 / N) * rstd),)
+    for k in tl.static_range(len(rstds)):
+        dx = dx + standardize_bwd(part(dx_hat, k * GROUP, GROUP), part(x_hat, k * GROUP, GROUP), rstds[k], H)
     return dx
+
+
+@triton.jit
+def store_groups(stats_ptr, means, rstds, row0, t, B, BLOCK_M: tl.constexpr):
+    """Those of a step; nowhere where stats_ptr is None."""
+    if stats_ptr is not None:
+        for k in tl.static_range(len(means)):
+            slot = (t * len(means) + k) * B * 2
+            store_stats(stats_ptr + slot, row0, tl.arange(0, BLOCK_M)[:, None], (means[k], rstds[k]), B)
+
+
+@triton.jit
+def load_groups(stats_ptr, row0, rows, t, B, G: tl.constexpr):
+    """(the mean of each group, its rstd)"""
+    means, rstds = (), ()
+    for k in tl.static_range(G):
+        # Of two loads each is laid out as its use is; of a pair both would be as the pair.
+        at = stats_ptr + ((t * G + k) * B + row0) * 2 + rows * 2
+        means = means + (tl.load(at, mask=rows < B - row0, other=0.0),)
+        rstds = rstds + (tl.load(at + 1, mask=rows < B - row0, other=0.0),)
+    return means, rstds
 
 
 @triton.jit

@@ -5,85 +5,100 @@
     n    = tanh(x_n + r m)
     h    = (1 - z) n + z h
 
+Where the sum is normalized p = W_hh h + W_ih x, x is absent (zero), and b_rz is added to r and z as b_n to m.
+
     p, dgates, dp   (T, B, 3H)  forward p may have one slot for all steps; dm (T, B, H)
-    x_rz, x_n       rows of RZ and of N_ROW values, of which the first 2H and H are read
+    x_rz, x_n       rows of RZ and of N_ROW values, of which the first 2H and H are read; x_rz None: both absent
     state, h        (T + 1, B, H), the initial state first (last in reverse); state is fp32 (fp64) and
                     h is what it rounds to; None: state is that itself
-    w_hh, b_hh      (3H,)  b_hh None: no bias; of b_hh only the part of n is read
+    w_hh, b_hh      (3H,)  b_hh None: no bias; of b_hh only the part of n is read where there is an x
     lengths         (B,)   row b runs at steps t < lengths[b] and carries its state else; None: always
-    stats_rz, stats_n   (T, B, 2)  (mean, rstd) of p's groups, fp32 (fp64); None: not stored.  Where JOINT,
-                    all 3H values of p are normalized together and stats_n is None
+    starts          (T + 1, B)  where true, the step that would go on from a slot goes on from `initial`, that of the
+                    initial state; None: nowhere
+    stats           (T, G, B, 2)  (mean, rstd) of p's groups, fp32 (fp64); None: not stored.  A group is GROUP gates:
+                    3, 2 (and n alone), or 1
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
 everything is read once and written once.  `previous` and `current` are the slots of the states, and p_slot that of p.
-In device functions x is the tiles of r, z and n, and b_n a tuple of one tile, empty where it is None.
+In device functions x is the tiles of r, z and n, or empty, and b_hh those of all three or of n, or empty.
 """
 
 import triton
 import triton.language as tl
 
-from ..row import load_stats, load_upcast, store_stats
-from .gates import load_gates, multiply, own_tile, standardize, standardize_bwd, standardized, store_gates, tanh, where
-from .lstm_steps import running
+from ..row import load_upcast
+from .gates import (
+    add,
+    load_gates,
+    load_groups,
+    multiply,
+    own_tile,
+    standardize_groups,
+    standardize_groups_bwd,
+    standardized_groups,
+    store_gates,
+    store_groups,
+    tanh,
+    where,
+)
+from .lstm_steps import load_before, running, starting
 
 
 @triton.jit
 def load_x(x_rz_ptr, x_n_ptr, step, rows, cols, inside, H, RZ, N_ROW):
     """The tiles of r, z and n; `step` is the number of rows before the step."""
-    x_rz = load_gates(x_rz_ptr + step * RZ, rows * RZ + cols, inside, H, 2)
-    return x_rz + load_gates(x_n_ptr + step * N_ROW, rows * N_ROW + cols, inside, H, 1)
+    if x_rz_ptr is None:
+        return ()
+    else:
+        x_rz = load_gates(x_rz_ptr + step * RZ, rows * RZ + cols, inside, H, 2)
+        return x_rz + load_gates(x_n_ptr + step * N_ROW, rows * N_ROW + cols, inside, H, 1)
 
 
 @triton.jit
-def load_b_n(b_hh_ptr, cols, in_row, H):
-    if b_hh_ptr is None:
-        return ()
+def load_bias(b_hh_ptr, cols, in_row, H, SUM: tl.constexpr):
+    if SUM or b_hh_ptr is None:
+        return load_gates(b_hh_ptr, cols, in_row, H, 3)
     else:
         return load_gates(b_hh_ptr, 2 * H + cols, in_row, H, 1)
 
 
 @triton.jit
-def cell(p_hat, x, w_hh, b_n):
+def cell(p_hat, x, w_hh, b_hh):
     """r, z, n and m."""
-    r, z, m = multiply(p_hat, w_hh)
-    if len(b_n) > 0:
-        m += b_n[0]
-    r, z = tl.sigmoid(r + x[0]), tl.sigmoid(z + x[1])
-    return r, z, tanh(x[2] + r * m), m
+    gates = multiply(p_hat, w_hh)
+    if len(b_hh) == 3:
+        gates = add(gates, b_hh)
+    r, z, m = gates
+    if len(b_hh) == 1:
+        m += b_hh[0]
+    if len(x) == 0:
+        r, z = tl.sigmoid(r), tl.sigmoid(z)
+        return r, z, tanh(r * m), m
+    else:
+        r, z = tl.sigmoid(r + x[0]), tl.sigmoid(z + x[1])
+        return r, z, tanh(x[2] + r * m), m
 
 
 @triton.jit
-def advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT: tl.constexpr):
+def advance(p, x, h, w_hh, b_hh, stats_ptr, row0, t, in_row, B, H, eps, GROUP: tl.constexpr):
     """h after a step of rows that run."""
-    tile_rows = tl.arange(0, h.shape[0])[:, None]
-    if JOINT:
-        p_hat, mean, rstd = standardize(p, in_row, H, eps)
-    else:
-        rz_hat, mean, rstd = standardize((p[0], p[1]), in_row, H, eps)
-        n_hat, mean_n, rstd_n = standardize((p[2],), in_row, H, eps)
-        p_hat = rz_hat + n_hat
-        if stats_n_ptr is not None:
-            store_stats(stats_n_ptr + t * B * 2, row0, tile_rows, (mean_n, rstd_n), B)
-    if stats_rz_ptr is not None:
-        store_stats(stats_rz_ptr + t * B * 2, row0, tile_rows, (mean, rstd), B)
-    r, z, n, m = cell(p_hat, x, w_hh, b_n)
+    p_hat, means, rstds = standardize_groups(p, in_row, H, eps, GROUP)
+    store_groups(stats_ptr, means, rstds, row0, t, B, h.shape[0])
+    r, z, n, m = cell(p_hat, x, w_hh, b_hh)
     return n + z * (h - n)
 
 
 @triton.jit
-def retreat(p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT: tl.constexpr):
+def retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP: tl.constexpr):
     """A step backward.  The gates are computed again from p and x; h is that before the step, dh the gradient of
     that after it.
 
     Returns (dgates, dm, dp, dh): of (r, z, n) before their activations, of m, of p, and the part of the gradient
     of the h before that does not go through p: all of it in rows that do not run, where all else is zero.
     """
-    mean, rstd = load_stats(stats_rz_ptr, t * B, rows, rows < B, True)
-    mean_n, rstd_n = mean, rstd
-    if not JOINT:
-        mean_n, rstd_n = load_stats(stats_n_ptr, t * B, rows, rows < B, True)
-    p_hat = where(in_row, standardized((p[0], p[1]), mean, rstd) + standardized((p[2],), mean_n, rstd_n))
-    r, z, n, m = cell(p_hat, x, w_hh, b_n)
+    means, rstds = load_groups(stats_ptr, row0, rows, t, B, (2 + GROUP) // GROUP)
+    p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
+    r, z, n, m = cell(p_hat, x, w_hh, b_hh)
 
     kept = tl.where(runs, dh * z, dh)
     dh = tl.where(runs, dh, 0.0)
@@ -91,16 +106,11 @@ def retreat(p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in
     dn = dh * (1.0 - z) * (1.0 - n * n)
     dr = dn * m * r * (1.0 - r)
     dm = dn * r
-    dp_hat = multiply((dr, dz, dm), w_hh)
-    if JOINT:
-        dp = standardize_bwd(dp_hat, p_hat, rstd, H)
-    else:
-        d_rz = standardize_bwd((dp_hat[0], dp_hat[1]), (p_hat[0], p_hat[1]), rstd, H)
-        dp = d_rz + standardize_bwd((dp_hat[2],), (p_hat[2],), rstd_n, H)
+    dp = standardize_groups_bwd(multiply((dr, dz, dm), w_hh), p_hat, rstds, H, GROUP)
     return (dr, dz, dn), dm, dp, kept
 
 
-@triton.jit(do_not_specialize=["t", "previous", "current", "p_slot", "B"])
+@triton.jit(do_not_specialize=["t", "previous", "current", "initial", "p_slot", "B"])
 def gru_step_fwd(
     x_rz_ptr,
     x_n_ptr,
@@ -108,39 +118,49 @@ def gru_step_fwd(
     w_hh_ptr,
     b_hh_ptr,
     lengths_ptr,
+    starts_ptr,
     state_ptr,
     h_ptr,
-    stats_rz_ptr,
-    stats_n_ptr,
+    stats_ptr,
+    multiplied_ptr,
     t: tl.int64,
     previous: tl.int64,
     current: tl.int64,
+    initial: tl.int64,
     p_slot: tl.int64,
     B: tl.int64,
     eps: tl.float64,
     H: tl.constexpr,
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
-    JOINT: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
+    """
+    multiplied  (B, H)  the h that the next step multiplies with W_hh, where some rows start anew; None: that of h
+    """
     row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
 
-    p = load_gates(p_ptr, (p_slot * B + rows) * (3 * H) + cols, inside, H, 3)
-    x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
-    h = load_upcast(state_ptr + previous * B * H + row, inside)
-    w_hh, b_n = load_gates(w_hh_ptr, cols, in_row, H, 3), load_b_n(b_hh_ptr, cols, in_row, H)
-    new_h = advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT)
+    p = load_gates(p_ptr + (p_slot * B + row0) * (3 * H), rows * (3 * H) + cols, inside, H, 3)
+    x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
+    anew = starting(starts_ptr, previous, row0, rows, B)
+    h = load_before(state_ptr, anew, previous, initial, row0, row, inside, B, H)
+    w_hh, b_hh = load_gates(w_hh_ptr, cols, in_row, H, 3), load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None)
+    new_h = advance(p, x, h, w_hh, b_hh, stats_ptr, row0, t, in_row, B, H, eps, GROUP)
     if lengths_ptr is not None:
-        new_h = tl.where(running(lengths_ptr, t, rows, B), new_h, h)
-    tl.store(state_ptr + current * B * H + row, new_h, mask=inside)
+        new_h = tl.where(running(lengths_ptr, t, row0, rows, B), new_h, h)
+    tl.store(state_ptr + (current * B + row0) * H + row, new_h, mask=inside)
     if h_ptr is not None:
-        tl.store(h_ptr + current * B * H + row, new_h, mask=inside)
+        tl.store(h_ptr + (current * B + row0) * H + row, new_h, mask=inside)
+    if multiplied_ptr is not None:
+        h0 = load_upcast(state_ptr + (initial * B + row0) * H + row, inside)
+        begins = starting(starts_ptr, current, row0, rows, B)
+        tl.store(multiplied_ptr + row0 * H + row, tl.where(begins[0], h0, new_h), mask=inside)
 
 
-@triton.jit(do_not_specialize=["t", "previous", "current", "B"])
+@triton.jit(do_not_specialize=["t", "previous", "current", "initial", "B"])
 def gru_step_bwd(
     dy_ptr,
     dh_ptr,
@@ -150,48 +170,58 @@ def gru_step_bwd(
     w_hh_ptr,
     b_hh_ptr,
     lengths_ptr,
+    starts_ptr,
     state_ptr,
-    stats_rz_ptr,
-    stats_n_ptr,
+    stats_ptr,
     kept_ptr,
+    dh0_ptr,
     dgates_ptr,
     dm_ptr,
     dp_ptr,
     t: tl.int64,
     previous: tl.int64,
     current: tl.int64,
+    initial: tl.int64,
     B: tl.int64,
     H: tl.constexpr,
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
-    JOINT: tl.constexpr,
+    GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
     """
     dh, kept        (B, H)  gradients of h that come from the step after this in time: through W_hh, and
                             through z or because the row did not run; kept is replaced by this step's
+    dh0             (B, H)  gradient of the initial h, but for that through W_hh, from rows that start anew; added to
     dy              gradient of the result h; None: zero
     dgates, dm, dp  of (r, z, n) before their activations, of m and of p
     """
     row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
-    gate_row = (t * B + rows) * (3 * H) + cols
+    own = row0 * H + row
+    gate_row = rows * (3 * H) + cols
+    step = (t * B + row0) * (3 * H)
 
-    p = load_gates(p_ptr, gate_row, inside, H, 3)
-    x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
-    h = load_upcast(state_ptr + previous * B * H + row, inside)
-    w_hh, b_n = load_gates(w_hh_ptr, cols, in_row, H, 3), load_b_n(b_hh_ptr, cols, in_row, H)
-    dh = load_upcast(dh_ptr + row, inside) + load_upcast(kept_ptr + row, inside)
+    p = load_gates(p_ptr + step, gate_row, inside, H, 3)
+    x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
+    anew = starting(starts_ptr, previous, row0, rows, B)
+    h = load_before(state_ptr, anew, previous, initial, row0, row, inside, B, H)
+    w_hh, b_hh = load_gates(w_hh_ptr, cols, in_row, H, 3), load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None)
+    dh = load_upcast(dh_ptr + own, inside)
+    if starts_ptr is not None:  # what came through W_hh is the initial state's
+        dh = tl.where(starting(starts_ptr, current, row0, rows, B)[0], 0.0, dh)
+    dh += load_upcast(kept_ptr + own, inside)
     if dy_ptr is not None:
-        dh += load_upcast(dy_ptr + current * B * H + row, inside)
+        dh += load_upcast(dy_ptr + (current * B + row0) * H + row, inside)
     runs = inside
     if lengths_ptr is not None:
-        runs = inside & running(lengths_ptr, t, rows, B)
-    dgates, dm, dp, kept = retreat(
-        p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT
-    )
-    tl.store(kept_ptr + row, kept, mask=inside)
-    store_gates(dgates_ptr, gate_row, inside, H, dgates)
-    tl.store(dm_ptr + t * B * H + row, dm, mask=inside)
-    store_gates(dp_ptr, gate_row, inside, H, dp)
+        runs = inside & running(lengths_ptr, t, row0, rows, B)
+    dgates, dm, dp, kept = retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP)
+    if len(anew) > 0:
+        tl.store(dh0_ptr + own, load_upcast(dh0_ptr + own, inside) + tl.where(anew[0], kept, 0.0), mask=inside)
+        kept = tl.where(anew[0], 0.0, kept)
+    tl.store(kept_ptr + own, kept, mask=inside)
+    store_gates(dgates_ptr + step, gate_row, inside, H, dgates)
+    tl.store(dm_ptr + (t * B + row0) * H + row, dm, mask=inside)
+    store_gates(dp_ptr + step, gate_row, inside, H, dp)

@@ -1,12 +1,12 @@
 """All time steps of a layer-normalized GRU in one launch, with W_hh on the chip.
 
-    A step is that of layer_norm_gru.py, with p = W_hh h computed here.
+    A step is that of gru_steps.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
 
     weight          (3H, H)  W_hh, in x's dtype
     p, dgates, dp   (T, B, 3H)  p None: not stored
     dy              (T + 1, B, H)  gradient of h; None: zero
-    dh              (B, H)  gradient of the initial state, fp32
-    all others      as in layer_norm_gru.py
+    dh              (B, H)  gradient of the initial state, fp32, without that of W_hh in rows that start anew
+    all others      as in gru_steps.py
 
 The T steps start at `first` and `walk` 1 or -1; the state before step t is in slot t + before, the one after it
 in t + 1 - before.  Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch through all steps.  It reads
@@ -21,8 +21,8 @@ import triton.language as tl
 
 from ..row import load_upcast
 from .gates import load_gates, own_tile, store_gates
-from .gru_steps import advance, load_b_n, load_x, retreat
-from .lstm_steps import running
+from .gru_steps import advance, load_bias, load_x, retreat
+from .lstm_steps import load_before, running, starting
 from .matrix import load_blocks, products, sum_of_products
 
 
@@ -34,11 +34,11 @@ def gru_persistent_fwd(
     w_hh_ptr,
     b_hh_ptr,
     lengths_ptr,
+    starts_ptr,
     state_ptr,
     h_ptr,
     p_ptr,
-    stats_rz_ptr,
-    stats_n_ptr,
+    stats_ptr,
     T: tl.int64,
     B: tl.int64,
     first: tl.int64,
@@ -48,7 +48,8 @@ def gru_persistent_fwd(
     H: tl.constexpr,
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
-    JOINT: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUM: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -60,23 +61,32 @@ def gru_persistent_fwd(
     gate_row = rows * (3 * H) + cols
 
     blocks = load_blocks(weight_ptr, 1, H, H, 3, BLOCK_H)
-    w_hh, b_n = load_gates(w_hh_ptr, col, col < H, H, 3), load_b_n(b_hh_ptr, col, col < H, H)
+    w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 3), load_bias(b_hh_ptr, col, col < H, H, SUM)
     length = T
     if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-    initial = (first + before) * B * H + row
+        length = tl.load(lengths_ptr + row0 + rows, mask=rows < B - row0, other=0)
+    initial = ((first + before) * B + row0) * H + row
     h = load_upcast(state_ptr + initial, inside)
     rounded = h
     if h_ptr is not None:
         rounded = tl.load(h_ptr + initial, mask=inside, other=0.0)
     for step in tl.range(0, T, num_stages=STAGES):
         t = first + step * walk
-        current = (t + 1 - before) * B * H + row
-        x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
-        p = products(rounded, blocks, PRECISION)
+        gates = (t * B + row0) * (3 * H)
+        current = ((t + 1 - before) * B + row0) * H + row
+        x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
+        anew = starting(starts_ptr, t + before, row0, rows, B)
+        if len(anew) > 0:
+            h = tl.where(anew[0], load_upcast(state_ptr + initial, inside), h)
+            rounded = h.to(rounded.dtype)
+        if SUM:
+            p = products(rounded, blocks, x, PRECISION)
+            x = ()
+        else:
+            p = products(rounded, blocks, (), PRECISION)
         if p_ptr is not None:
-            store_gates(p_ptr + t * B * 3 * H, gate_row, inside, H, p)
-        new_h = advance(p, x, h, w_hh, b_n, stats_rz_ptr, stats_n_ptr, row0, t, in_row, B, H, eps, JOINT)
+            store_gates(p_ptr + gates, gate_row, inside, H, p)
+        new_h = advance(p, x, h, w_hh, b_hh, stats_ptr, row0, t, in_row, B, H, eps, GROUP)
         h = tl.where(t < length, new_h, h)
         rounded = h.to(rounded.dtype)
         tl.store(state_ptr + current, h, mask=inside)
@@ -94,9 +104,9 @@ def gru_persistent_bwd(
     w_hh_ptr,
     b_hh_ptr,
     lengths_ptr,
+    starts_ptr,
     state_ptr,
-    stats_rz_ptr,
-    stats_n_ptr,
+    stats_ptr,
     dgates_ptr,
     dm_ptr,
     dp_ptr,
@@ -109,7 +119,7 @@ def gru_persistent_bwd(
     H: tl.constexpr,
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
-    JOINT: tl.constexpr,
+    GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -122,24 +132,30 @@ def gru_persistent_bwd(
 
     blocks = load_blocks(weight_ptr, H, 1, H, 3, BLOCK_H)
     dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
+    dh0 = dh
     for step in tl.range(0, T, num_stages=STAGES):
         t = first + step * walk
-        previous, current = (t + before) * B * H + row, (t + 1 - before) * B * H + row
-        p = load_gates(p_ptr + t * B * 3 * H, gate_row, inside, H, 3)
-        x = load_x(x_rz_ptr, x_n_ptr, t * B, rows, cols, inside, H, RZ, N_ROW)
-        h = load_upcast(state_ptr + previous, inside)
+        gates = (t * B + row0) * (3 * H)
+        current = ((t + 1 - before) * B + row0) * H + row
+        p = load_gates(p_ptr + gates, gate_row, inside, H, 3)
+        x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
+        anew = starting(starts_ptr, t + before, row0, rows, B)
+        h = load_before(state_ptr, anew, t + before, before * T, row0, row, inside, B, H)
         # Again in every step: through all of them they would take registers that there are not.
-        w_hh, b_n = load_gates(w_hh_ptr, col, col < H, H, 3), load_b_n(b_hh_ptr, col, col < H, H)
+        w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 3), load_bias(b_hh_ptr, col, col < H, H, x_rz_ptr is None)
         if dy_ptr is not None:
             dh += load_upcast(dy_ptr + current, inside)
         runs = inside
         if lengths_ptr is not None:
-            runs = inside & running(lengths_ptr, t, rows, B)
-        dgates, dm, dp, kept = retreat(
-            p, x, h, dh, w_hh, b_n, stats_rz_ptr, stats_n_ptr, t, rows, runs, in_row, B, H, JOINT
-        )
-        store_gates(dgates_ptr + t * B * 3 * H, gate_row, inside, H, dgates)
-        tl.store(dm_ptr + t * B * H + row, dm, mask=inside)
-        store_gates(dp_ptr + t * B * 3 * H, gate_row, inside, H, dp)
+            runs = inside & running(lengths_ptr, t, row0, rows, B)
+        dgates, dm, dp, kept = retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP)
+        store_gates(dgates_ptr + gates, gate_row, inside, H, dgates)
+        tl.store(dm_ptr + (t * B + row0) * H + row, dm, mask=inside)
+        store_gates(dp_ptr + gates, gate_row, inside, H, dp)
         dh = kept + sum_of_products(dp, blocks, PRECISION)
-    tl.store(dh_ptr + row, dh, mask=inside)
+        if len(anew) > 0:
+            dh0 += tl.where(anew[0], kept, 0.0)
+            dh = tl.where(anew[0], 0.0, dh)
+    if starts_ptr is not None:
+        dh += dh0
+    tl.store(dh_ptr + row0 * H + row, dh, mask=inside)

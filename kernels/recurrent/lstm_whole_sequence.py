@@ -1,14 +1,14 @@
 """All time steps of a layer-normalized LSTM in one launch, with W_hh on the chip.
 
-    A step is that of layer_norm_lstm.py, with p = W_hh h computed here.
+    A step is that of lstm_steps.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
 
     weight                  (4H, H)  W_hh, in x's dtype
     x, p, dgates, dp        (T, B, 4H)   p None: not stored; dp None: gates are not normalized, dgates is dp
     h, c                    (T + 1, B, H)  the initial state first (last in reverse); c is fp32
     dy, dcells              (T + 1, B, H)  gradients of h and c; None: zero
-    dh, dc                  (B, H)  gradients of the initial state
+    dh, dc                  (B, H)  gradients of the initial state, dh without that of W_hh in rows that start anew
     dw_c, db_c partial      (programs, H)  fp32, row i written by program i
-    all others              as in layer_norm_lstm.py
+    all others              as in lstm_steps.py
 
 The T steps start at `first` and `walk` 1 or -1; the state before step t is in slot t + before, the one after it
 in t + 1 - before.  Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch through all steps.  It reads
@@ -23,7 +23,7 @@ import triton.language as tl
 
 from ..row import load_upcast, sum_pieces
 from .gates import load_gates, own_tile, store_gates
-from .lstm_steps import advance, retreat, running, through_norm
+from .lstm_steps import advance, load_before, load_x, retreat, running, starting, through_norm
 from .matrix import load_blocks, products, sum_of_products
 
 
@@ -32,9 +32,11 @@ def lstm_persistent_fwd(
     x_ptr,
     weight_ptr,
     w_hh_ptr,
+    b_hh_ptr,
     w_c_ptr,
     b_c_ptr,
     lengths_ptr,
+    starts_ptr,
     h_ptr,
     c_ptr,
     p_ptr,
@@ -46,6 +48,8 @@ def lstm_persistent_fwd(
     before: tl.int64,
     eps: tl.float64,
     H: tl.constexpr,
+    GROUP: tl.constexpr,
+    SUM: tl.constexpr,
     CARRY: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -58,22 +62,31 @@ def lstm_persistent_fwd(
     gate_row = rows * (4 * H) + cols
 
     blocks = load_blocks(weight_ptr, 1, H, H, 4, BLOCK_H)
-    w_hh = load_gates(w_hh_ptr, col, col < H, H, 4)
+    w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 4), load_gates(b_hh_ptr, col, col < H, H, 4)
     w_c, b_c = load_gates(w_c_ptr, col, col < H, H, 1), load_gates(b_c_ptr, col, col < H, H, 1)
     length = T
     if lengths_ptr is not None:
-        length = tl.load(lengths_ptr + rows, mask=rows < B, other=0)
-    initial = (first + before) * B * H + row
+        length = tl.load(lengths_ptr + row0 + rows, mask=rows < B - row0, other=0)
+    initial = ((first + before) * B + row0) * H + row
     h = tl.load(h_ptr + initial, mask=inside, other=0.0)
     c = load_upcast(c_ptr + initial, inside)
     for step in tl.range(0, T, num_stages=STAGES):
         t = first + step * walk
-        current = (t + 1 - before) * B * H + row
-        x = load_gates(x_ptr + t * B * 4 * H, gate_row, inside, H, 4)
-        p = products(h, blocks, PRECISION)
+        gates = (t * B + row0) * (4 * H)
+        current = ((t + 1 - before) * B + row0) * H + row
+        x = load_x(x_ptr, gates, gate_row, inside, H)
+        anew = starting(starts_ptr, t + before, row0, rows, B)
+        if len(anew) > 0:
+            h = tl.where(anew[0], tl.load(h_ptr + initial, mask=inside, other=0.0), h)
+            c = tl.where(anew[0], load_upcast(c_ptr + initial, inside), c)
+        if SUM:
+            p = products(h, blocks, x, PRECISION)
+            x = ()
+        else:
+            p = products(h, blocks, (), PRECISION)
         if p_ptr is not None:
-            store_gates(p_ptr + t * B * 4 * H, gate_row, inside, H, p)
-        new_h, new_c = advance(p, x, c, w_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, CARRY)
+            store_gates(p_ptr + gates, gate_row, inside, H, p)
+        new_h, new_c = advance(p, x, c, w_hh, b_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, GROUP, CARRY)
         h = tl.where(t < length, new_h.to(h.dtype), h)
         c = tl.where(t < length, new_c, c)
         tl.store(h_ptr + current, h, mask=inside)
@@ -88,9 +101,11 @@ def lstm_persistent_bwd(
     p_ptr,
     weight_ptr,
     w_hh_ptr,
+    b_hh_ptr,
     w_c_ptr,
     b_c_ptr,
     lengths_ptr,
+    starts_ptr,
     c_ptr,
     stats_ptr,
     dgates_ptr,
@@ -106,6 +121,7 @@ def lstm_persistent_bwd(
     before: tl.int64,
     eps: tl.float64,
     H: tl.constexpr,
+    GROUP: tl.constexpr,
     CARRY: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
@@ -119,37 +135,45 @@ def lstm_persistent_bwd(
 
     blocks = load_blocks(weight_ptr, H, 1, H, 4, BLOCK_H)
     dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
-    dc, dw_c = dh, tl.zeros([BLOCK_M // 2, BLOCK_H], tl.float32)
+    dc, dc0, dw_c = dh, dh, tl.zeros([BLOCK_M // 2, BLOCK_H], tl.float32)
     db_c = dw_c
     for step in tl.range(0, T, num_stages=STAGES):
         t = first + step * walk
-        previous, current = (t + before) * B * H + row, (t + 1 - before) * B * H + row
-        p = load_gates(p_ptr + t * B * 4 * H, gate_row, inside, H, 4)
-        x = load_gates(x_ptr + t * B * 4 * H, gate_row, inside, H, 4)
-        c = load_upcast(c_ptr + previous, inside)
+        gates = (t * B + row0) * (4 * H)
+        current = ((t + 1 - before) * B + row0) * H + row
+        p = load_gates(p_ptr + gates, gate_row, inside, H, 4)
+        x = load_x(x_ptr, gates, gate_row, inside, H)
+        anew = starting(starts_ptr, t + before, row0, rows, B)
+        c = load_before(c_ptr, anew, t + before, before * T, row0, row, inside, B, H)
         # Again in every step: through all of them they would take registers that there are not.
-        w_hh = load_gates(w_hh_ptr, col, col < H, H, 4)
+        w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 4), load_gates(b_hh_ptr, col, col < H, H, 4)
         w_c, b_c = load_gates(w_c_ptr, col, col < H, H, 1), load_gates(b_c_ptr, col, col < H, H, 1)
         if dy_ptr is not None:
             dh += load_upcast(dy_ptr + current, inside)
         if dcells_ptr is not None:
             dc += load_upcast(dcells_ptr + current, inside)
-        runs, kept = inside, 0.0
+        runs = inside
         if lengths_ptr is not None:
-            runs = inside & running(lengths_ptr, t, rows, B)
-            kept = tl.where(runs, 0.0, dh)
-        dgates, p_hat, rstd, dc, dw_c_step, db_c_step = retreat(
-            p, x, c, dh, dc, w_hh, w_c, b_c, stats_ptr, t, rows, runs, in_row, B, H, eps, CARRY
+            runs = inside & running(lengths_ptr, t, row0, rows, B)
+        dgates, p_hat, rstds, dc, dw_c_step, db_c_step = retreat(
+            p, x, c, dh, dc, w_hh, b_hh, w_c, b_c, stats_ptr, t, row0, rows, runs, in_row, B, H, eps, GROUP, CARRY
         )
-        store_gates(dgates_ptr + t * B * 4 * H, gate_row, inside, H, dgates)
-        dp = through_norm(dgates, p_hat, rstd, w_hh, H)
-        if dp_ptr is not None:
-            store_gates(dp_ptr + t * B * 4 * H, gate_row, inside, H, dp)
         dw_c += sum_pieces(dw_c_step, 2)
         db_c += sum_pieces(db_c_step, 2)
-        dh = kept + sum_of_products(dp, blocks, PRECISION)
-    tl.store(dh_ptr + row, dh, mask=inside)
-    tl.store(dc_ptr + row, dc, mask=inside)
+        store_gates(dgates_ptr + gates, gate_row, inside, H, dgates)
+        w_hh = load_gates(w_hh_ptr, col, col < H, H, 4)  # once more: through the step there are too few registers
+        dp = through_norm(dgates, p_hat, rstds, w_hh, H, GROUP)
+        if dp_ptr is not None:
+            store_gates(dp_ptr + gates, gate_row, inside, H, dp)
+        through = sum_of_products(dp, blocks, PRECISION)
+        if len(anew) > 0:
+            dc0 += tl.where(anew[0], dc, 0.0)
+            dc, through = tl.where(anew[0], 0.0, dc), tl.where(anew[0], 0.0, through)
+        dh = tl.where(runs, through, dh)
+    tl.store(dh_ptr + row0 * H + row, dh, mask=inside)
+    if starts_ptr is not None:
+        dc += dc0
+    tl.store(dc_ptr + row0 * H + row, dc, mask=inside)
     partial = tl.program_id(0).to(tl.int64) * H + tl.arange(0, BLOCK_H)
     if dw_c_partial_ptr is not None:
         tl.store(dw_c_partial_ptr + partial, tl.sum(dw_c, axis=0), mask=tl.arange(0, BLOCK_H) < H)

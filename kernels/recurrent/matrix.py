@@ -32,11 +32,14 @@ def product(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def products(a, blocks, PRECISION: tl.constexpr):
-    """a with each block, rounded to a's dtype as a matrix product in memory would be."""
+def products(a, blocks, x, PRECISION: tl.constexpr):
+    """a with each block, and x added where there is one, rounded to a's dtype as in memory they would be."""
     tiles = ()
     for g in tl.static_range(len(blocks)):
-        tiles = tiles + (product(a, blocks[g], PRECISION).to(a.dtype).to(tl.float32),)
+        tile = product(a, blocks[g], PRECISION)
+        if len(x) > 0:
+            tile += x[g]
+        tiles = tiles + (tile.to(a.dtype).to(tl.float32),)
     return tiles
 
 

@@ -84,6 +84,20 @@ def test_two_halves_at_once() -> None:
     assert found.tolist() == [3.0, 1.5, 1 + 2.0**-9, -2.0]
 
 
+@pytest.mark.parametrize(
+    ("kind", "dtype", "most"), [("e4m3x2", torch.float8_e4m3fn, 448.0), ("e5m2x2", torch.float8_e5m2, 57344.0)]
+)
+def test_two_bytes_at_once(kind: str, dtype: torch.dtype, most: float) -> None:
+    """Ties to even, subnormal numbers, what saturates, and NaN."""
+    grid = torch.arange(-300, 301).float()
+    x = torch.cat([grid * 2.0**e for e in (-19, -12, -8, 0, 9)] + [torch.tensor([torch.inf, -torch.inf, -0.0, 1e-30])])
+    x = torch.cat([x, torch.tensor([torch.nan])])
+    wanted = x.clamp(-most, most).to(dtype).view(torch.uint8).numpy().astype(U16)
+    found = apply(f"cvt.rn.satfinite.{kind}.f32 D, A, B;", U16, x.flip(0).numpy(), x.numpy())
+    np.testing.assert_array_equal(found & 0xFF, wanted)
+    np.testing.assert_array_equal(found >> 8, wanted[::-1])
+
+
 def test_from_half_is_exact() -> None:
     raw = np.arange(2**16).astype(U16)
     for start in range(0, 2**16, 1024):

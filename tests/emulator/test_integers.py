@@ -156,6 +156,31 @@ def test_bytes_permuted() -> None:
     assert apply("prmt.b32 D, A, B, C;", np.uint32, a, b, s).tolist() == [permuted(*map(int, v)) for v in zip(a, b, s)]
 
 
+@pytest.mark.parametrize(("name", "sign"), [("add", 1), ("sub", -1)])
+def test_two_halves_at_once(name: str, sign: int) -> None:
+    rng = np.random.default_rng(4)
+    a, b = (rng.integers(0, 2**16, (200, 2)) for _ in range(2))
+    expected = (a + sign * b).astype(np.uint16).view(np.uint32)[:, 0]
+    packed = (v.astype(np.uint16).view(np.uint32)[:, 0] for v in (a, b))
+    assert apply(f"{name}.s16x2 D, A, B;", np.uint32, *packed).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("direction", ["l", "r"])
+@pytest.mark.parametrize("mode", ["wrap", "clamp"])
+def test_two_words_shifted(direction: str, mode: str) -> None:
+    rng = np.random.default_rng(3)
+    a, b = (rng.integers(0, 2**32, 80).astype(np.uint32) for _ in range(2))
+    by = np.array([0, 1, 5, 31, 32, 33, 40, 2**32 - 1] * 10, np.uint32)
+
+    def shifted(low: int, high: int, n: int) -> int:
+        n = n % 32 if mode == "wrap" else min(n, 32)
+        both = low | high << 32
+        return (both << n >> 32 if direction == "l" else both >> n) & 0xFFFFFFFF
+
+    expected = [shifted(*map(int, v)) for v in zip(a, b, by)]
+    assert apply(f"shf.{direction}.{mode}.b32 D, A, B, C;", np.uint32, a, b, by).tolist() == expected
+
+
 @pytest.mark.parametrize("table", [0x80, 0xE8, 0x96, 0xCA, 0x01, 0xFE])
 def test_any_function_of_three_bits(table: int) -> None:
     rng = np.random.default_rng(2)

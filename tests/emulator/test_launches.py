@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 from triton import knobs
 
 import tritonln
@@ -149,9 +150,11 @@ def test_the_tensors_device_is_made_current(emulated: EmulatedGPU) -> None:
     known = kernels_on(CPU)
     assert known is not None
     from tritonln.ops.layer_norm import LAYER_NORM
+    from tritonln.ops.rows import Settings
 
     for number in (*emulated.numbers, *emulated.numbers):
-        y, _ = LAYER_NORM.forward((x,), 64, (w, b), 1e-5, x.dtype, False, dataclasses.replace(known, index=number))
+        s = Settings(64, 1e-5, x.dtype)
+        y, *_ = LAYER_NORM.forward((x, w, b), s, False, dataclasses.replace(known, index=number))
         torch.testing.assert_close(y, torch.nn.functional.layer_norm(x, (64,), w, b))
         assert emulated.runs[-1].device == number
         assert emulated.current == emulated.numbers[0]
@@ -216,6 +219,25 @@ def test_a_graph_is_carried_out_when_it_is_replayed(emulated: EmulatedGPU) -> No
         torch.testing.assert_close(y, expected)
         assert total.equal(y)
     assert len(emulated.runs) == before + 2
+
+
+def test_a_first_call_in_a_graph(emulated: EmulatedGPU) -> None:
+    """Forward and backward are compiled there, nothing is tuned, and nothing waits for the device."""
+    x, residual, gate = torch.randn(2, 3, 76), torch.randn(2, 3, 76), torch.randn(2, 76)
+    leaves = [t.requires_grad_() for t in (x, residual, gate)]
+
+    def derived() -> list[Tensor]:
+        outputs = tritonln.add_adaptive_layer_norm(*leaves, gate, None, 76)
+        return [*outputs, *torch.autograd.grad(outputs, leaves, [torch.ones(2, 3, 76)] * 2)]
+
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = derived()
+    assert not emulated.runs
+    with torch.no_grad():
+        x.normal_()
+    graph.replay()
+    assert all(out.equal(ref) for out, ref in zip(found, derived(), strict=True))
 
 
 def test_a_capture_does_not_tell_the_host_values(emulated: EmulatedGPU) -> None:

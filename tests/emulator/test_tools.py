@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from tests.helpers.cases import thorough
+
 KERNEL = """
 import torch, triton, triton.language as tl
 
@@ -52,7 +54,7 @@ def stranger(tmp_path: pathlib.Path) -> pathlib.Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("processes", ["0", "2"])
+@pytest.mark.parametrize("processes", ["0", *thorough("2")])
 def test_the_plugin(processes: str, stranger: pathlib.Path) -> None:
     done = python(
         "-m", "pytest", "-p", "tritonln.emulator.pytest", "--emulate", "sm_90", "-n", processes, folder=stranger

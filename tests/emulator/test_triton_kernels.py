@@ -12,6 +12,8 @@ from tritonln.device import TARGETS, interpreting
 from tritonln.emulator import EmulatedGPU, EmulationError, emulated_gpu
 from tritonln.emulator.ptx import Kernel, parse
 from tritonln.ops.layer_norm import LAYER_NORM
+from tritonln.ops.operands import dtypes_of
+from tritonln.ops.rows import BackwardCall, Settings
 
 pytestmark = pytest.mark.skipif(interpreting(), reason="an emulated GPU runs compiled kernels")
 
@@ -36,8 +38,11 @@ def test_barriers_of_the_kernels_are_needed(monkeypatch: pytest.MonkeyPatch) -> 
 
     def run(gpu: EmulatedGPU) -> None:
         gpu.machines.clear()
-        y, stats = LAYER_NORM.forward((x,), N, (w, w), 1e-5, x.dtype, True, few)
-        LAYER_NORM.backward(dy, (x,), N, (w, w), stats, (True, True, True), few)
+        s, tensors = Settings(N, 1e-5, x.dtype), (x, w, w)
+        _, _, stats = LAYER_NORM.forward(tensors, s, True, few)
+        assert stats is not None
+        call = BackwardCall(dy, None, None, tensors, dtypes_of(tensors), stats, s, (True, True, True))
+        LAYER_NORM.backward(call, few)
 
     def kept(text: str) -> Kernel:
         texts.append(text)

@@ -1,12 +1,14 @@
 """The recurrent kernels compiled for GPUs that are not here, in a process of its own.
 
-    python -m tests.helpers.compiled lstm sm_90 100,2048
+    python -m tests.helpers.compiled lstm sm_90 16,32,64,128 products,sum,gates,gates+resets
 
-prints a JSON object: the bytes that each kernel spills.
+prints a JSON object: the bytes that each kernel spills, in bf16 and fp32.  Variants are what is normalized: each
+product, their sum, or each gate of it; `+resets` where rows start anew within the sequence.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -15,9 +17,12 @@ import sys
 import torch
 from torch import Tensor
 
+GROUPS = {"products": {"lstm": 0, "gru": 0}, "sum": {"lstm": 4, "gru": 3}, "gates": {"lstm": 1, "gru": 1}}
 
-def spills(kind: str, target: str, sizes: tuple[int, ...]) -> dict[str, int]:
-    command = [sys.executable, "-m", "tests.helpers.compiled", kind, target, ",".join(map(str, sizes))]
+
+def spills(kind: str, target: str, sizes: tuple[int, ...], *variants: str) -> dict[str, int]:
+    listed = ",".join(map(str, sizes)), ",".join(variants or ["products"])
+    command = [sys.executable, "-m", "tests.helpers.compiled", kind, target, *listed]
     environment = {**os.environ, "TRITON_INTERPRET": "0"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
@@ -28,8 +33,12 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
-    """A sequence forward and backward with everything that can be there: lengths, gains, gradients of all results."""
+def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: bool) -> None:
+    """A sequence forward and backward with everything that can be there: lengths, gains, gradients of all results.
+
+    `group` gates of the sum of the products are normalized together; 0: the products are.  An LSTM whose sum is
+    normalized carries LN(c), as published ones do.
+    """
     from tritonln.device import TARGETS
     from tritonln.ops.recurrent import gru_steps as gru
     from tritonln.ops.recurrent import gru_whole_sequence, lstm_whole_sequence
@@ -38,20 +47,28 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
 
     T, B, device, f32 = 1, 32, TARGETS[target], torch.float32
     h0, lengths = empty(B, H, dtype=dtype), empty(B, dtype=torch.int64)
+    starts = empty(T + 1, B, dtype=torch.bool) if resets else None
     if kind == "lstm":
         x = empty(T, B, 4 * H, dtype=dtype)
-        norms = (empty(4 * H, dtype=f32), empty(H, dtype=f32), empty(H, dtype=f32))
-        steps = LSTMSteps(empty(4 * H, H, dtype=dtype), *norms, None, lengths, False, False, 1e-5)
+        cell = (empty(H, dtype=f32), empty(H, dtype=f32))
+        weight, gain = empty(4 * H, H, dtype=dtype), empty(4 * H, dtype=f32)
+        bias = empty(4 * H, dtype=f32) if group else None
+        variant = (False, bool(group), group or 4, bool(group))
+        steps = LSTMSteps(weight, gain, bias, *cell, None, lengths, starts, *variant, 1e-5)
         at_once = lstm_whole_sequence.forward(x, h0, h0, steps, True, device)
         h, c, p, stats, _ = at_once or lstm.forward(x, h0, h0, steps, True, False, device)
-        assert p is not None
+        assert stats is not None
         dy, dcells = torch.empty_like(h), torch.empty_like(c)
         if not lstm_whole_sequence.backward(dy, dcells, x, p, stats, c, steps, device):
             lstm.backward(dy, dcells, x, p, stats, h, c, steps, False, device)
     else:
         x_rz, x_n = empty(T, B, 2 * H, dtype=dtype), empty(T, B, H, dtype=dtype)
         norms = (empty(3 * H, dtype=f32), empty(3 * H, dtype=f32))
-        gru_steps = GRUSteps(empty(3 * H, H, dtype=dtype), *norms, lengths, False, False, 1e-5)
+        variant = (False, group or 2, bool(group))
+        gru_steps = GRUSteps(empty(3 * H, H, dtype=dtype), *norms, lengths, starts, *variant, 1e-5)
+        if group:
+            x_rz = empty(T, B, 3 * H, dtype=dtype)
+            x_n = x_rz[..., 2 * H :]
         at_once = gru_whole_sequence.forward(x_rz, x_n, h0, gru_steps, True, device)
         h, state, p, *stats = at_once or gru.forward(x_rz, x_n, h0, gru_steps, True, False, device)
         known = (torch.empty_like(h), x_rz, x_n, p, *stats, h if state is None else state, gru_steps)
@@ -59,7 +76,7 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str) -> None:
             gru.backward(*known, False, device)
 
 
-def main(kind: str, target: str, sizes: str) -> None:
+def main(kind: str, target: str, sizes: str, variants: str) -> None:
     from tritonln.compile import compile_launch
     from tritonln.device import TARGETS
     from tritonln.launch import recorded
@@ -67,16 +84,16 @@ def main(kind: str, target: str, sizes: str) -> None:
 
     device, found = TARGETS[target], {}
     read = read_cubin if device.backend == "cuda" else read_amdgcn
-    for H in map(int, sizes.split(",")):
-        for dtype in (torch.bfloat16, torch.float32):
-            with recorded() as calls:
-                run(kind, H, dtype, target)
-            for call in calls:
-                name = call.launch.name
-                if "step" in name or "persistent" in name:
-                    code = read(compile_launch(call, device), device)
-                    assert code.resident, f"{name} {H} {dtype} asks for more than a multiprocessor of {target} has"
-                    found[f"{name} {H} {dtype}"] = code.spills
+    for variant, H, dtype in itertools.product(variants.split(","), sizes.split(","), (torch.bfloat16, torch.float32)):
+        normalized, *resets = variant.split("+")
+        with recorded() as calls:
+            run(kind, int(H), dtype, target, GROUPS[normalized][kind], bool(resets))
+        for call in calls:
+            name = f"{call.launch.name} {H} {dtype} {variant}"
+            if "step" in name or "persistent" in name:
+                code = read(compile_launch(call, device), device)
+                assert code.resident, f"{name} asks for more than a multiprocessor of {target} has"
+                found[name] = code.spills
     print(json.dumps(found))
 
 

@@ -30,6 +30,7 @@ def lstm_problem(
     device: torch.device,
     *,
     gates: bool = True,
+    summed: bool = False,
     cell: bool = True,
     bias: bool = True,
     P: int | None = None,
@@ -48,7 +49,9 @@ def lstm_problem(
     }
     if bias:
         args |= {"bias_ih": weights.bias(4 * H), "bias_hh": weights.bias(4 * H)}
-    if gates:
+    if summed:
+        args |= weights.of_sum(4 * H, bias)
+    elif gates:
         args |= {"ln_ih_weight": weights.gain(4 * H), "ln_hh_weight": weights.gain(4 * H, 0.3)}
     if cell:
         args["ln_c_weight"] = weights.gain(H)
@@ -68,6 +71,7 @@ def gru_problem(
     device: torch.device,
     *,
     bias: bool = True,
+    summed: bool = False,
     parameters: torch.dtype | None = None,
 ) -> dict[str, Tensor | None]:
     weights = _Weights(H, dtype, parameters or dtype, device)
@@ -78,8 +82,9 @@ def gru_problem(
         "weight_hh": weights.matrix(3 * H, H),
         "bias_ih": weights.bias(3 * H) if bias else None,
         "bias_hh": weights.bias(3 * H) if bias else None,
-        "ln_ih_weight": weights.gain(3 * H),
-        "ln_hh_weight": weights.gain(3 * H, 0.3),
+        "ln_ih_weight": None if summed else weights.gain(3 * H),
+        "ln_hh_weight": None if summed else weights.gain(3 * H, 0.3),
+        **(weights.of_sum(3 * H, True) if summed else {}),
     }
 
 
@@ -96,6 +101,9 @@ class _Weights:
 
     def bias(self, size: int) -> Tensor:
         return self.draw(self.parameters, size)
+
+    def of_sum(self, size: int, bias: bool) -> dict[str, Tensor]:
+        return {"ln_weight": self.gain(size, 0.3)} | ({"ln_bias": self.bias(size)} if bias else {})
 
     def gain(self, size: int, around: float = 1.0) -> Tensor:
         return (around + self.draw(torch.float64, size) / 4).to(self.parameters)

@@ -153,7 +153,8 @@ def test_gradgradcheck(name: str) -> None:
     args = {k: t.requires_grad_() for k, t in PROBLEMS[name](2, 2, 2, 3, F64, CPU).items()}
 
     def f(*values: Tensor) -> list[Tensor]:
-        return flat(getattr(tritonln, name)(**dict(zip(args, values)), lengths=torch.tensor([2, 1])))
+        resets = torch.tensor([[False, False], [True, False]])
+        return flat(getattr(tritonln, name)(**dict(zip(args, values)), lengths=torch.tensor([2, 1]), resets=resets))
 
     leaves = list(args.values())
     assert torch.autograd.gradcheck(f, leaves, check_batched_grad=True, check_forward_ad=True)
@@ -220,10 +221,10 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 VARIANTS = {
-    "layer_norm_lstm": [{}, {"gates": False}, {"cell": False}, {"bias": False}, {"P": 3}],
+    "layer_norm_lstm": [{}, {"gates": False}, {"cell": False}, {"bias": False}, {"P": 3}, {"summed": True}],
     "layer_norm_gru": [{}, {"bias": False}],
 }
-OPTIONS = {"layer_norm_lstm": [{}, {"carry": True}], "layer_norm_gru": [{}, {"joint": True}]}
+OPTIONS = {"layer_norm_lstm": [{}, {"carry": True}], "layer_norm_gru": [{}, {"norm_groups": "joint"}]}
 CASES = [
     (name, variant, options)
     for name in PROBLEMS

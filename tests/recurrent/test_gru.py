@@ -1,46 +1,67 @@
 """layer_norm_gru against the fp64 oracle, on the Triton kernels and in ATen."""
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.compiled import spills
 from tests.helpers.problems import BF16, F16, F32, F64
 from tests.helpers.recurrent import expect, flat, gradients, gru_problem, per_step
-from tritonln.ops.recurrent.gru import layer_norm_gru_op
+from tritonln.ops import library
 
-VARIANTS = list(itertools.product([False, True], [True, False]))  # joint, bias
+VARIANTS = {
+    "paper": ({}, {}),
+    "joint": ({}, {"norm_groups": "joint"}),
+    "no biases": ({"bias": False}, {}),
+    "no biases, joint": ({"bias": False}, {"norm_groups": "joint"}),
+    "sum": ({"summed": True}, {"norm_groups": "joint", "reset": "candidate"}),
+    "sum by the paper's groups": ({"summed": True, "bias": False}, {"reset": "candidate"}),
+    "sum by gates": ({"summed": True}, {"norm_groups": "gates", "reset": "candidate"}),
+}
+WITHOUT_KERNELS = {
+    "sum, reset inside": ({"summed": True}, {"reset": "recurrent"}),
+    "sum by gates, reset inside": ({"summed": True}, {"norm_groups": "gates", "update_bias": -1.0}),
+    "update bias": ({"bias": False}, {"update_bias": -1.0}),
+    "update bias of a sum": ({"summed": True}, {"norm_groups": "joint", "reset": "candidate", "update_bias": -1.0}),
+}
 
 
 # ---- the kernels -------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(("joint", "bias"), VARIANTS)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_variants(joint: bool, bias: bool, reverse: bool, device: torch.device) -> None:
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if "sum" not in v])
+@pytest.mark.parametrize("reverse", [True, *thorough(False)])
+def test_variants(variant: str, reverse: bool, device: torch.device) -> None:
+    arguments, options = VARIANTS[variant]
     lengths = torch.tensor([3, 1], device=device) if reverse else None
-    args = gru_problem(3, 2, 4, 7, F32, device, bias=bias)
-    expect("layer_norm_gru", args, joint=joint, reverse=reverse, lengths=lengths)
+    args = gru_problem(3, 2, 4, 7, F32, device, **arguments)
+    expect("layer_norm_gru", args, reverse=reverse, lengths=lengths, **options)
 
 
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("at_once")
+@pytest.mark.thorough
 @pytest.mark.parametrize("H", [1, 48, 64])
 def test_hidden_sizes(H: int, device: torch.device) -> None:
     expect("layer_norm_gru", gru_problem(3, 2, 5, H, F32, device))
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("H", [1, 7, 48, 64])
+@pytest.mark.parametrize("H", [1, 7, 64, *thorough(48)])
 def test_many_steps(H: int, device: torch.device) -> None:
     expect("layer_norm_gru", gru_problem(40, 2, 5, H, F32, device), lengths=torch.tensor([40, 23], device=device))
 
 
-@pytest.mark.parametrize(("H", "dtype"), [(100, F32), (100, BF16), (128, F16), (256, F32), (256, BF16)], ids=str)
+@pytest.mark.parametrize(
+    ("H", "dtype"),
+    [(100, BF16), (256, F32), *thorough((100, F32), (128, F16), (256, BF16))],
+    ids=str,
+)
 def test_many_steps_of_many_units(H: int, dtype: torch.dtype, device: torch.device) -> None:
     """On both sides of what fits on the chip, which is more in 16 bits."""
     expect("layer_norm_gru", gru_problem(40, 2, 5, H, dtype, device), lengths=torch.tensor([40, 23], device=device))
@@ -48,14 +69,15 @@ def test_many_steps_of_many_units(H: int, dtype: torch.dtype, device: torch.devi
 
 @pytest.mark.usefixtures("at_once")
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize(("dtype", "parameters"), [(BF16, BF16), (F16, F32)], ids=str)
+@pytest.mark.parametrize(("dtype", "parameters"), [*thorough((BF16, BF16)), (F16, F32)], ids=str)
 def test_16_bit(dtype: torch.dtype, parameters: torch.dtype, joint: bool, device: torch.device) -> None:
-    expect("layer_norm_gru", gru_problem(3, 2, 5, 48, dtype, device, parameters=parameters), joint=joint)
+    args = gru_problem(3, 2, 5, 48, dtype, device, parameters=parameters)
+    expect("layer_norm_gru", args, norm_groups="joint" if joint else "paper")
 
 
 @pytest.mark.parametrize("joint", [False, True])
 def test_fp64(joint: bool, device: torch.device) -> None:
-    expect("layer_norm_gru", gru_problem(3, 2, 5, 48, F64, device), joint=joint)
+    expect("layer_norm_gru", gru_problem(3, 2, 5, 48, F64, device), norm_groups="joint" if joint else "paper")
 
 
 @pytest.mark.usefixtures("at_once")
@@ -74,12 +96,13 @@ def test_strided_arguments(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("aten")
-@pytest.mark.parametrize(("joint", "bias"), VARIANTS)
+@pytest.mark.parametrize("variant", [*VARIANTS, *WITHOUT_KERNELS])
 @pytest.mark.parametrize(("reverse", "masked"), list(itertools.product([False, True], repeat=2)))
-def test_aten_variants(joint: bool, bias: bool, reverse: bool, masked: bool, device: torch.device) -> None:
-    args = gru_problem(5, 3, 4, 7, F32, device, bias=bias)
+def test_aten_variants(variant: str, reverse: bool, masked: bool, device: torch.device) -> None:
+    arguments, options = {**VARIANTS, **WITHOUT_KERNELS}[variant]
+    args = gru_problem(5, 3, 4, 7, F32, device, **arguments)
     lengths = torch.tensor([5, 4, 1], device=device) if masked else None
-    expect("layer_norm_gru", args, joint=joint, reverse=reverse, lengths=lengths)
+    expect("layer_norm_gru", args, reverse=reverse, lengths=lengths, **options)
 
 
 @pytest.mark.usefixtures("aten")
@@ -124,7 +147,7 @@ def test_gradcheck(device: torch.device) -> None:
     assert torch.autograd.gradcheck(lambda *a: flat(tritonln.layer_norm_gru(**dict(zip(args, a)))), leaves)
 
 
-def refused(**changed: Tensor | None) -> pytest.ExceptionInfo[RuntimeError]:
+def refused(**changed: Any) -> pytest.ExceptionInfo[RuntimeError]:
     args = {**gru_problem(2, 3, 4, 7, F32, torch.device("cpu")), **changed}
     with pytest.raises(RuntimeError) as raised:
         tritonln.layer_norm_gru(**args)
@@ -138,6 +161,11 @@ def test_refused() -> None:
     assert refused(weight_hh=t(28, 7)).match(r"Expected weight_hh size \(21, 7\), got \[28, 7\]")
     assert refused(ln_hh_weight=t(21).double()).match("expected ln_hh_weight of dtype torch.float32, got torch.float64")
     assert refused(bias_hh=None).match("both or neither of bias_ih and bias_hh")
+    assert refused(ln_ih_weight=None, ln_hh_weight=None).match("expected ln_ih_weight and ln_hh_weight, or ln_weight")
+    of_sum = {"ln_ih_weight": None, "ln_hh_weight": None, "ln_weight": t(21)}
+    assert refused(**of_sum, norm_groups="joint").match("expected reset 'candidate' where the sum has one norm")
+    assert refused(norm_groups="gates").match("expected ln_weight where norm_groups is 'gates'")
+    assert refused(reset="candidate").match("expected ln_weight where reset is 'candidate'")
 
 
 def test_no_rows(device: torch.device) -> None:
@@ -148,17 +176,19 @@ def test_no_rows(device: torch.device) -> None:
 
 @pytest.mark.usefixtures("aten")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.parametrize("joint", [False, True])
+@pytest.mark.parametrize("groups", ["paper", "joint", "joint sum"])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
-def test_opcheck(joint: bool, dtype: torch.dtype, device: torch.device) -> None:
+def test_opcheck(groups: str, dtype: torch.dtype, device: torch.device) -> None:
     torch.use_deterministic_algorithms(False)
-    tensors = [t if t is None else t.requires_grad_() for t in gru_problem(3, 2, 4, 5, dtype, device).values()]
-    lengths = torch.tensor([3, 1], device=device)
-    torch.library.opcheck(layer_norm_gru_op, (*tensors, lengths, False, joint, 1e-5, True, True))
+    args = gru_problem(3, 2, 4, 5, dtype, device, summed="sum" in groups)
+    tensors = [t if t is None else t.requires_grad_() for t in ({"ln_weight": None, "ln_bias": None} | args).values()]
+    tensors = [*tensors[2:], *tensors[:2]]
+    masks = torch.tensor([3, 1], device=device), None
+    torch.library.opcheck(library.op("layer_norm_gru"), (*tensors, *masks, False, groups.split()[0], 1e-5, True, True))
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", *thorough("sm_80", "sm_100", "gfx942")])
 def test_nothing_spills(target: str) -> None:
     found = spills("gru", target, (128, 2048))
     assert len(found) == 2 * 2 * 2

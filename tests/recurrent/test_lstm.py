@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.compiled import spills
 from tests.helpers.problems import BF16, F16, F32, F64, rand
 from tests.helpers.recurrent import expect, flat, gradients, lstm_problem, per_step
 from tritonln.device import triton_version
-from tritonln.ops.recurrent.lstm import layer_norm_lstm_op
+from tritonln.ops import library
 
 VARIANTS = {
     "paper": ({}, {}),
@@ -22,6 +23,9 @@ VARIANTS = {
     "no biases": ({"bias": False}, {}),
     "no biases, carry": ({"bias": False}, {"carry": True}),
     "projection": ({"P": 3}, {}),
+    "sum": ({"summed": True}, {}),
+    "sum, carry, no biases": ({"summed": True, "bias": False}, {"carry": True}),
+    "sum by gates, carry": ({"summed": True}, {"norm_groups": "gates", "carry": True}),
 }
 
 
@@ -29,8 +33,8 @@ VARIANTS = {
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "projection"])
-@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "projection" and "sum" not in v])
+@pytest.mark.parametrize("reverse", [True, *thorough(False)])
 def test_variants(variant: str, reverse: bool, device: torch.device) -> None:
     arguments, options = VARIANTS[variant]
     lengths = torch.tensor([3, 1], device=device) if reverse else None
@@ -46,25 +50,32 @@ def test_projection(reverse: bool, device: torch.device) -> None:
 
 @pytest.mark.interpreted
 @pytest.mark.usefixtures("at_once")
+@pytest.mark.thorough
 @pytest.mark.parametrize("H", [1, 48, 64])
 def test_hidden_sizes(H: int, device: torch.device) -> None:
     expect("layer_norm_lstm", lstm_problem(3, 2, 5, H, F32, device))
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize("H", [1, 7, 48, 64])
+@pytest.mark.parametrize("H", [1, 7, 64, *thorough(48)])
 def test_many_steps(H: int, device: torch.device) -> None:
     expect("layer_norm_lstm", lstm_problem(40, 2, 5, H, F32, device), lengths=torch.tensor([40, 23], device=device))
 
 
-@pytest.mark.parametrize(("H", "dtype"), [(100, F32), (100, BF16), (128, F16), (256, F32), (256, BF16)], ids=str)
+@pytest.mark.parametrize(
+    ("H", "dtype"),
+    [(100, BF16), (256, F32), *thorough((100, F32), (128, F16), (256, BF16))],
+    ids=str,
+)
 def test_many_steps_of_many_units(H: int, dtype: torch.dtype, device: torch.device) -> None:
     """On both sides of what fits on the chip, which is more in 16 bits."""
     expect("layer_norm_lstm", lstm_problem(40, 2, 5, H, dtype, device), lengths=torch.tensor([40, 23], device=device))
 
 
 @pytest.mark.usefixtures("at_once")
-@pytest.mark.parametrize(("dtype", "parameters"), [(BF16, BF16), (BF16, F32), (F16, F32)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "parameters"), [*thorough((BF16, BF16)), (BF16, F32), *thorough((F16, F32))], ids=str
+)
 def test_16_bit(dtype: torch.dtype, parameters: torch.dtype, device: torch.device) -> None:
     expect("layer_norm_lstm", lstm_problem(3, 2, 5, 48, dtype, device, parameters=parameters))
 
@@ -216,6 +227,8 @@ def test_refused() -> None:
     assert refused(weight_hh=t(28, 7).bfloat16()).match("expected weight_hh of dtype torch.float32, got torch.bfloat16")
     assert refused(bias_hh=t(28, device="meta")).match("same device, but got bias_hh is on meta")
     assert refused(ln_ih_weight=None).match("both or neither of ln_ih_weight and ln_hh_weight")
+    assert refused(ln_weight=t(28)).match("ln_weight or ln_ih_weight and ln_hh_weight, got all of them")
+    assert refused(ln_bias=t(28)).match("expected ln_weight where there is an ln_bias")
     assert refused(ln_c_weight=None).match("expected ln_c_weight")
     args = lstm_problem(2, 3, 4, 7, F32, torch.device("cpu"))
     with pytest.raises(RuntimeError, match=r"expected lengths of shape \(3,\), dtype torch.int64 on cpu, got \(2,\)"):
@@ -249,29 +262,30 @@ def test_autocast(dtype: torch.dtype, device: torch.device) -> None:
 
 @pytest.mark.usefixtures("aten")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.parametrize("variant", ["paper", "projection", "plain"])
+@pytest.mark.parametrize("variant", ["paper", "projection", "plain", "sum"])
 @pytest.mark.parametrize("save", [True, False])
 def test_opcheck(variant: str, save: bool, device: torch.device) -> None:
     torch.use_deterministic_algorithms(False)
     args = lstm_problem(3, 2, 4, 5, F32, device, **VARIANTS[variant][0])
     names = (
         *("x", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight"),
-        *("ln_c_weight", "ln_c_bias", "weight_hr"),
+        *("ln_c_weight", "ln_c_bias", "weight_hr", "ln_weight", "ln_bias"),
     )
     tensors = [args[n].requires_grad_(save) if n in args else None for n in names]
     lengths = torch.tensor([3, 1], device=device)
-    torch.library.opcheck(layer_norm_lstm_op, (*tensors, lengths, False, False, 1e-5, True, save))
+    masks = lengths, torch.tensor([[False, False], [True, False], [False, True]], device=device)
+    torch.library.opcheck(library.op("layer_norm_lstm"), (*tensors, *masks, False, False, "joint", 1e-5, True, save))
 
 
 # ---- compiled for GPUs that are not here -----------------------------------------------------------
 
 
 @pytest.mark.compiles
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100", "gfx942"])
+@pytest.mark.parametrize("target", ["sm_90", *thorough("sm_80", "sm_100", "gfx942")])
 def test_nothing_spills(target: str) -> None:
     found = spills("lstm", target, (128, 2048))
     assert len(found) == 2 * 2 * 2
     # A whole sequence backward takes all 255 registers at H = 128, and with lengths and every gradient a few more.
-    fullest = found.pop("lstm_persistent_bwd 128 torch.bfloat16", 0)
+    fullest = found.pop("lstm_persistent_bwd 128 torch.bfloat16 products", 0)
     assert fullest <= (32 if triton_version() >= (3, 7) else 208)
     assert not any(found.values()), found

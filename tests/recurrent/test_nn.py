@@ -244,8 +244,12 @@ def test_a_gru_has_no_projection() -> None:
 def test_constructors_refuse() -> None:
     with pytest.raises(ValueError, match="cell_norm should be one of 'output', 'carry', 'none', got 'both'"):
         LayerNormLSTM(4, 5, cell_norm="both")
-    with pytest.raises(ValueError, match="norm_groups should be one of 'paper', 'joint', got 'own'"):
-        LayerNormGRUCell(4, 5, norm_groups="own")
+    with pytest.raises(ValueError, match="gate_norm='products' should be one of 'paper', 'joint', got 'gates'"):
+        LayerNormGRUCell(4, 5, norm_groups="gates")
+    with pytest.raises(ValueError, match="with .* reset='recurrent' should be one of 'paper', 'gates', got 'joint'"):
+        LayerNormGRU(4, 5, gate_norm="sum", norm_groups="joint")
+    with pytest.raises(ValueError, match="norm_groups with gate_norm='none' should be one of 'joint', got 'gates'"):
+        LayerNormLSTM(4, 5, gate_norm="none", norm_groups="gates")
     with pytest.raises(ValueError, match="proj_size has to be smaller than hidden_size"):
         LayerNormLSTM(4, 5, proj_size=5)
     with pytest.raises(TypeError, match="hidden_size should be of type int"):

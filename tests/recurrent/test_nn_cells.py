@@ -14,7 +14,11 @@ pytestmark = pytest.mark.usefixtures("aten")
 
 
 @pytest.mark.parametrize(
-    "variant", [{}, {"cell_norm": "carry"}, {"cell_norm": "none"}, {"gate_norm": "none"}, {"bias": False}]
+    "variant",
+    [
+        *({}, {"cell_norm": "carry"}, {"cell_norm": "none"}, {"gate_norm": "none"}, {"bias": False}),
+        {"gate_norm": "sum", "norm_groups": "gates", "bias": False},
+    ],
 )
 def test_lstm_cell_is_a_step_of_the_layer(variant: dict[str, Any]) -> None:
     cell, layer = LayerNormLSTMCell(4, 5, **variant), LayerNormLSTM(4, 5, **variant)
@@ -30,8 +34,16 @@ def test_lstm_cell_is_a_step_of_the_layer(variant: dict[str, Any]) -> None:
     torch.testing.assert_close(one[0], layer(x[:1])[0][0, 0])
 
 
-def test_gru_cell_is_a_step_of_the_layer() -> None:
-    cell, layer = LayerNormGRUCell(4, 5, norm_groups="joint"), LayerNormGRU(4, 5, norm_groups="joint")
+@pytest.mark.parametrize(
+    "variant",
+    [
+        {"norm_groups": "joint"},
+        {"gate_norm": "sum", "norm_groups": "joint", "reset": "candidate", "update_bias": -1.0},
+        {"gate_norm": "sum"},
+    ],
+)
+def test_gru_cell_is_a_step_of_the_layer(variant: dict[str, Any]) -> None:
+    cell, layer = LayerNormGRUCell(4, 5, **variant), LayerNormGRU(4, 5, **variant)
     layer.load_state_dict({name + "_l0": t for name, t in cell.state_dict().items()})
     x, h = torch.randn(6, 3, 4), torch.randn(3, 5)
     y, _ = layer(x, h[None])
@@ -39,7 +51,8 @@ def test_gru_cell_is_a_step_of_the_layer() -> None:
         h = cell(x[t], h)
         torch.testing.assert_close(h, y[t])
     assert cell(x[0, 0]).shape == (5,)
-    assert repr(cell) == "LayerNormGRUCell(4, 5, norm_groups=joint)"
+    options = ", ".join(f"{k}={v}" for k, v in variant.items())
+    assert repr(cell) == f"LayerNormGRUCell(4, 5, {options})"
 
 
 @pytest.mark.parametrize("input", [torch.randn(3, 4), torch.randn(4)])

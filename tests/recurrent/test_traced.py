@@ -19,8 +19,7 @@ import tritonln
 from tests.helpers.problems import BF16, F32
 from tests.helpers.recurrent import flat, gru_problem, lstm_problem
 from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
-from tritonln.ops.recurrent.gru import layer_norm_gru_backward_op, layer_norm_gru_op
-from tritonln.ops.recurrent.lstm import layer_norm_lstm_backward_op, layer_norm_lstm_op
+from tritonln.ops import library
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 
@@ -29,7 +28,7 @@ PROBLEMS: dict[str, Any] = {"layer_norm_lstm": lstm_problem, "layer_norm_gru": g
 
 
 VARIANTS = [("layer_norm_lstm", {}), ("layer_norm_lstm", {"P": 3}), ("layer_norm_lstm", {"gates": False})]
-VARIANTS += [("layer_norm_gru", {})]
+VARIANTS += [("layer_norm_lstm", {"summed": True}), ("layer_norm_gru", {}), ("layer_norm_gru", {"summed": True})]
 
 
 class Net(nn.Module):
@@ -72,11 +71,13 @@ def calls(name: str, dtype: torch.dtype, save: bool, variant: dict[str, Any]) ->
     lengths = torch.tensor([3, 1])
     if name == "layer_norm_lstm":
         order = ("x", "h0", "c0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight")
-        inputs = [args.get(k) for k in (*order, "ln_c_weight", "ln_c_bias", "weight_hr")]
-        op, backward = layer_norm_lstm_op, layer_norm_lstm_backward_op
+        inputs = [args.get(k) for k in (*order, "ln_c_weight", "ln_c_bias", "weight_hr", "ln_weight", "ln_bias")]
+        constants = (lengths, None, False, False, "joint", 1e-5, True)
     else:
-        inputs, op, backward = list(args.values()), layer_norm_gru_op, layer_norm_gru_backward_op
-    constants = (lengths, False, False, 1e-5, True)
+        names = ("x", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight")
+        inputs = [args.get(k) for k in (*names, "ln_weight", "ln_bias")]
+        constants = (lengths, None, False, "joint" if variant else "paper", 1e-5, True)
+    op, backward = library.op(name), library.op(f"{name}_backward")
     yield op, (*inputs, *constants, save)
     h, *rest = op(*inputs, *constants, save)
     directions, saved = ([h, rest[0]], [h, *rest]) if name == "layer_norm_lstm" else ([h], [h, *rest])
@@ -91,6 +92,7 @@ def either(request: pytest.FixtureRequest) -> None:
         request.getfixturevalue("aten")
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("either")
 @pytest.mark.parametrize("save", [True, False])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)

@@ -16,6 +16,7 @@ class Config:
     num_stages: int = 1  # tiles in flight: the one in use and the prefetched ones
     programs: int = 0  # of a persistent kernel, resident on each multiprocessor; 0: one program for every tile
     pieces: int = 1  # of BLOCK_N columns each, that a tile holds of a row
+    rest: int = 0  # columns of a tile beside it, of what whole pieces leave of a row
 
 
 STEPS = Config(0, 0, 0)  # of a kernel of a whole sequence: not this kernel, but those of single time steps

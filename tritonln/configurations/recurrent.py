@@ -20,11 +20,15 @@ LENGTH = 8  # of the sequences that whole-sequence kernels are timed on; longer 
 
 
 def step(H: int, double: bool, device: Device) -> Config:
-    """4 values of each gate a thread (2 in fp64), forward and backward: about 25 tiles are alive in the backward."""
+    """4 values of each gate a thread (2 in fp64), forward and backward: about 25 tiles are alive in the backward.
+
+    Past 16 warps of these 8: of few threads with many registers each, a smaller share goes to addresses.
+    """
     each = 2 if double else 4
     width = next_power_of_2(H)
     tile = max(width, device.warp_size * each)
-    return Config(tile // width, width, min(16, tile // (device.warp_size * each)))
+    warps = tile // (device.warp_size * each)
+    return Config(tile // width, width, warps if warps <= 16 else 8)
 
 
 def step_candidates(H: int, double: bool, device: Device) -> Iterator[Config]:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -14,8 +15,10 @@ from torch import Tensor
 
 from tritonln.configurations.config import Config
 from tritonln.device import Device
-from tritonln.dtypes import NAMES
+from tritonln.dtypes import NAMES, bytes_of
 from tritonln.launch import Plan
+
+_AXIS = re.compile(r"(\d*)([MNPB]?)(?:/(\d+))?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +33,17 @@ class Key:
         return " ".join([f"N={self.N}", *(f"{name}={NAMES[dtype]}" for name, dtype in self.operands.items())])
 
 
+def batches_of(M: int) -> int:
+    """How many batches M rows are where nothing says it: as many as a tuned or inspected launch has."""
+    return math.gcd(M, 8)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Tunable:
     """A kernel, or several that compute the same in different regimes.
 
     `operands` are its tensors in the order of its parameters, each with its axes: M rows, N columns,
-    P programs, a number, or a multiple such as 4N.
+    B batches of rows, P programs, a number, a multiple such as 4N, or a part such as N/32.
     """
 
     name: str
@@ -51,7 +59,7 @@ class Tunable:
     # The kernel's arguments before its scalars: operands, and tuples of them as kernels/operands.py has them.
     layout: tuple[str | tuple[str, ...], ...] | None = None  # None: all operands, one by one
     scalars: Callable[[int], tuple[float, ...]] = lambda M: (M,)  # of a launch on M rows
-    programs_over: str = "M"  # the axis that its programs divide
+    programs_over: str = "M"  # the axis that its programs divide; B: the rows of each batch
     steps: int = 1  # of time, in a launch
     latency_bound: bool = False  # then the model, which knows of memory and arithmetic, tells spilling candidates only
     most_rows: Callable[[Device], int | float] = lambda device: math.inf  # that it is given, as a rule
@@ -61,6 +69,8 @@ class Tunable:
         return Key(self.name, N, present)  # type: ignore[arg-type]
 
     def programs(self, plan: Plan, M: int, N: int) -> int:
+        if self.programs_over == "B":
+            return plan.count(M, batches_of(M))
         return plan.count(M if self.programs_over == "M" else N)
 
     def arguments(
@@ -68,7 +78,9 @@ class Tunable:
     ) -> tuple[Any, ...]:
         """What a launch on M rows takes, each tensor made by `make`."""
         P = self.programs(plan, M, key.N)
-        tensors = {name: make(name, self.shape(name, M, key.N, P), dtype) for name, dtype in key.operands.items()}
+        tensors = {
+            name: bytes_of(make(name, self.shape(name, M, key.N, P), dtype)) for name, dtype in key.operands.items()
+        }
         placed = (
             tensors.get(part) if isinstance(part, str) else tuple((tensors[n],) if n in tensors else () for n in part)
             for part in self.layout or self.operands
@@ -98,9 +110,9 @@ class Tunable:
         return next(iter(read.values())) if self.programs_over == "N" else sum(read.values())
 
     def shape(self, name: str, M: int, N: int, P: int) -> tuple[int, ...]:
-        sizes = {"M": M, "N": N, "P": P}
-        axes = [(axis.rstrip("MNP"), axis.lstrip("0123456789")) for axis in self.operands[name].split()]
-        return tuple(int(factor or 1) * sizes.get(letter, 1) for factor, letter in axes)
+        sizes = {"M": M, "N": N, "P": P, "B": batches_of(M)}
+        axes = (_AXIS.fullmatch(axis).groups() for axis in self.operands[name].split())  # type: ignore[union-attr]
+        return tuple(int(factor or 1) * sizes.get(letter, 1) // int(divisor or 1) for factor, letter, divisor in axes)
 
     def per_program(self, name: str) -> bool:
         """Whether an operand has a row for each program, which is to be added up."""
@@ -109,13 +121,16 @@ class Tunable:
     def source(self) -> str:
         """A digest of the kernels and of every device function that they call."""
         called: dict[Any, str] = {}
-        waiting = [kernel.fn for kernel in self.kernels()]  # of a JITFunction, and of what the interpreter has for one
+        waiting = list(self.kernels())
         while waiting:
-            python = waiting.pop()
+            function = waiting.pop()
+            python = function.fn  # of a JITFunction, and of what the interpreter has for one
             if python not in called:
-                called[python] = inspect.getsource(python)
+                # A JITFunction has its lines, which are found by going through all tokens before them.
+                lines = getattr(function, "raw_src", None)
+                called[python] = inspect.getsource(python) if lines is None else "".join(lines)
                 names = (python.__globals__.get(name) for name in python.__code__.co_names)
-                waiting += [function.fn for function in names if hasattr(function, "fn")]
+                waiting += [value for value in names if hasattr(value, "fn")]
         return hashlib.sha256("\n".join(sorted(called.values())).encode()).hexdigest()[:16]
 
 

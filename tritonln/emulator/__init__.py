@@ -22,7 +22,8 @@ What is checked, at every access of every thread (:class:`EmulationError` names 
 What is counted (:class:`Counters`, of each launch): executed warp instructions, and for each load and store the
 requests, bytes, 32-byte sectors of global memory or wavefronts of shared memory, beside the fewest possible.
 
-What is not modelled: ptxas (registers, spills, the order and the choice of machine instructions), caches, time, the
+What is not modelled: ptxas, which is not run (registers, spills, the order and the choice of machine instructions;
+``asm["cubin"]`` of a kernel is empty), caches, time, the
 order in which programs run, streams side by side (work runs when it is launched), memory of a device's own (tensors
 are the CPU's).  A result that is right here can still be wrong on a GPU by what these do.  There is no AMD ISA.
 Floating point is rounded as PTX says; where it allows an error (rsqrt.approx and its like) the nearest value is taken,

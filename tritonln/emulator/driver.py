@@ -241,6 +241,16 @@ def scalar(argument: str, kind: str, value: Any) -> bytes:
         raise TypeError(f"{argument}: expected a value of type {kind}, but got {value!r}") from None
 
 
+def _without_machine_code(*stage: Any) -> tuple[str, str] | None:
+    """Triton's hook on its stages: an emulated GPU runs PTX, so ptxas is not run.  Asked for nothing, it gives what
+    tells these kernels from others in Triton's cache.
+    """
+    if not stage:
+        return "emulated", "emulated"
+    stage[1]["cubin"] = lambda ptx, metadata: b""
+    return None
+
+
 @contextlib.contextmanager
 def emulated_gpu(
     target: str = "sm_90",
@@ -278,12 +288,14 @@ def emulated_gpu(
             "or is still: unset it before the process starts"
         )
     gpu = EmulatedGPU(target, devices, perturbed, seed, check=check, count=count)
-    before = triton_driver._active
+    before, hook = triton_driver._active, knobs.runtime.add_stages_inspection_hook
     triton_driver.set_active(gpu)
+    if hook is None and not triton.__version__.startswith("3.6."):  # whose cache does not know of hooks
+        knobs.runtime.add_stages_inspection_hook = _without_machine_code
     forget_driver()
     try:
         with gpu.addresses.noted(), played(gpu):
             yield gpu
     finally:
-        triton_driver._active = before
+        triton_driver._active, knobs.runtime.add_stages_inspection_hook = before, hook
         forget_driver()

@@ -14,9 +14,17 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tritonln.nn.fx import leaf
 from tritonln.nn.rnn_layout import laid_out
-from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
+from tritonln.nn.rnn_parameters import (
+    changed,
+    gate_norm_sizes,
+    lstm_norm_sizes,
+    take_gru_options,
+    take_lstm_options,
+)
+from tritonln.nn.rnn_parameters import reset as reset_values
 from tritonln.ops.recurrent.gru import layer_norm_gru
 from tritonln.ops.recurrent.lstm import layer_norm_lstm
+from tritonln.ops.recurrent.shared import check_resets
 
 
 class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):
@@ -41,7 +49,7 @@ class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):
             for kind, size in self.norm_sizes().items():
                 names.append(kind + suffix)
                 self.register_parameter(kind + suffix, Parameter(torch.empty(size, device=device, dtype=dtype)))
-                init.constant_(getattr(self, kind + suffix), 0.0 if kind == "ln_c_bias" else 1.0)
+                init.constant_(getattr(self, kind + suffix), 0.0 if "bias" in kind else 1.0)
 
     def suffixes(self) -> Iterator[str]:
         for layer in range(self.num_layers):
@@ -50,7 +58,7 @@ class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):
                 yield f"_l{layer}_reverse"
 
     def reset_parameters(self) -> None:
-        reset(self, self.hidden_size)
+        reset_values(self, self.hidden_size)
 
     def flatten_parameters(self) -> None:
         """Does nothing; it is here for code that calls it on torch's layers."""
@@ -64,12 +72,28 @@ class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):
             return all(s.dim() == 3 for s in states)
         return input.dim() in (2, 3) and all(s.dim() == input.dim() for s in states)
 
+    def check_resets(self, input: Tensor | PackedSequence, resets: Tensor | PackedSequence | None) -> None:
+        name = type(self).__name__
+        if isinstance(input, PackedSequence) and resets is not None:
+            if not isinstance(resets, PackedSequence) or not resets.batch_sizes.equal(input.batch_sizes):
+                raise RuntimeError(f"{name}: expected resets to be packed as the input is, got {type(resets).__name__}")
+            check_resets(name, resets.data, input.data)
+        elif isinstance(resets, PackedSequence):
+            raise RuntimeError(f"{name}: expected resets to be a tensor as the input is, got PackedSequence")
+        else:
+            check_resets(name, resets, input)  # type: ignore[arg-type]
+
     def run(
-        self, input: Tensor | PackedSequence, states: tuple[Tensor, ...], sizes: tuple[int, ...]
+        self,
+        input: Tensor | PackedSequence,
+        states: tuple[Tensor, ...],
+        sizes: tuple[int, ...],
+        resets: Tensor | PackedSequence | None,
     ) -> tuple[Any, tuple[Tensor, ...], tuple[Any, ...]]:
         """All layers, from and to the caller's layout.  `sizes` are the features of the states."""
         if isinstance(input, PackedSequence):
             self.check_input(input.data, input.batch_sizes)
+        self.check_resets(input, resets)
         x, layout = laid_out(input, self.batch_first)
         rows = self.num_layers * (1 + self.bidirectional)
         if states:
@@ -80,11 +104,15 @@ class _LayerNormRNN(torch.nn.RNNBase, abc.ABC):
         self.check_forward_args(x.transpose(0, 1) if self.batch_first else x, hidden, None)
 
         common = {"lengths": layout.running(x), "eps": self.eps, "cuda_graph": self.cuda_graph}
+        begins = layout.resets(resets)
         finals, cells, outputs = [], [], []
         for row, suffix in enumerate(self.suffixes()):
             reverse = suffix.endswith("reverse")
             parameters = {kind: getattr(self, kind + suffix, None) for kind in self.parameter_kinds}
-            y, final, c = self.direction(x, tuple(s[row] for s in states), {**parameters, **common, "reverse": reverse})
+            # Where one sequence begins, another ends: that is where the way back begins.
+            anew = begins.roll(-1, 0) if reverse and begins is not None else begins
+            options = {**common, "reverse": reverse, "resets": anew}
+            y, final, c = self.direction(x, tuple(s[row] for s in states), {**parameters, **options})
             finals.append(final)
             outputs.append((y, c))
             if reverse or not self.bidirectional:
@@ -106,29 +134,39 @@ class LayerNormLSTM(_LayerNormRNN):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
-            dtype: as :class:`torch.nn.LSTM`'s.  ``bias`` is that of all norms.
+            dtype: as :class:`torch.nn.LSTM`'s.  ``bias`` is that of all norms, or of the products in a sum.
         cell_norm: where LN(c) goes.  ``"output"``: into h only, as in the paper and in haste; ``"carry"``: also
             to the next step in the place of c, as in fastrnns and TensorFlow Addons; ``"none"``: nowhere.
-        gate_norm: ``"joint"``: the 4H values of each product are normalized together; ``"none"``: not at all.
-            With both ``"none"`` this is :class:`torch.nn.LSTM`.
+        gate_norm: what is normalized: ``"products"``, as above; ``"sum"``: W_hh h + W_ih x with the biases, by one
+            norm with a gain and a bias of its own; or ``"none"``.  With both ``"none"`` this is
+            :class:`torch.nn.LSTM`.
+        norm_groups: ``"joint"``: the 4H values of a row together; ``"gates"``, of a sum: the H of each gate.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     Parameters have torch's names and shapes (``weight_ih_l0``, ``weight_hh_l0``, ``bias_ih_l0``, ``bias_hh_l0``,
     ``weight_hr_l0``, ``..._reverse``), the biases being those of the norms, and beside them
-    ``ln_ih_weight_l0`` and ``ln_hh_weight_l0`` (4H,), ``ln_c_weight_l0`` and ``ln_c_bias_l0`` (H,).
+    ``ln_ih_weight_l0`` and ``ln_hh_weight_l0`` (4H,), ``ln_c_weight_l0`` and ``ln_c_bias_l0`` (H,); of a sum
+    ``ln_weight_l0`` and ``ln_bias_l0`` (4H,) in the place of the first two.  Gains are vectors: an initializer for
+    matrices that goes by names should ask for ``p.dim() > 1``.  :mod:`tritonln.nn.rnn_weights` has a table of the
+    options that make published nets.
 
     Call and results are :class:`torch.nn.LSTM`'s.  With ``return_cells=True`` a third result is a tuple with the
-    cell states of every step of each layer, shaped as an output of that layer with H features.  Dtypes,
-    arithmetic, what is saved for backward and errors: :func:`tritonln.layer_norm_lstm`.
+    cell states of every step of each layer, shaped as an output of that layer with H features.  ``resets``, bool and
+    laid out as the input without its features, are the steps at which another sequence begins, such as an episode:
+    no state passes from before to there, nor back from there in a reverse direction; each goes on from ``hx``, or
+    from zeros.  Dtypes, arithmetic, what is saved for backward and errors: :func:`tritonln.layer_norm_lstm`.
 
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), section 3.1.
     """
 
     parameter_kinds = (
         *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight"),
-        *("ln_c_weight", "ln_c_bias", "weight_hr"),
+        *("ln_c_weight", "ln_c_bias", "weight_hr", "ln_weight", "ln_bias"),
     )
+    cell_norm: str
+    gate_norm: str
+    norm_groups: str
     check_forward_args = torch.nn.LSTM.check_forward_args  # type: ignore[assignment]
     get_expected_cell_size = torch.nn.LSTM.get_expected_cell_size
     permute_hidden = torch.nn.LSTM.permute_hidden  # type: ignore[assignment]
@@ -147,7 +185,8 @@ class LayerNormLSTM(_LayerNormRNN):
         dtype: torch.dtype | None = None,
         *,
         cell_norm: str = "output",
-        gate_norm: str = "joint",
+        gate_norm: str = "products",
+        norm_groups: str = "joint",
         eps: float = 1e-5,
         cuda_graph: bool = True,
     ) -> None:
@@ -156,9 +195,8 @@ class LayerNormLSTM(_LayerNormRNN):
             device=device,
             dtype=dtype,
         )
-        self.cell_norm = one_of("cell_norm", cell_norm, ("output", "carry", "none"))
-        self.gate_norm = one_of("gate_norm", gate_norm, ("joint", "none"))
-        self.eps, self.cuda_graph = eps, cuda_graph
+        take_lstm_options(self, cell_norm, gate_norm, norm_groups, eps)
+        self.cuda_graph = cuda_graph
         self.register_norms(device, dtype)
 
     def norm_sizes(self) -> dict[str, int]:
@@ -167,21 +205,23 @@ class LayerNormLSTM(_LayerNormRNN):
     def direction(
         self, x: Tensor, states: tuple[Tensor, ...], parameters: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        return layer_norm_lstm(x, *states, **parameters, carry=self.cell_norm == "carry")
+        options = {"norm_groups": self.norm_groups, "carry": self.cell_norm == "carry"}
+        return layer_norm_lstm(x, *states, **{**parameters, **options})
 
     def forward(  # type: ignore[override]
         self,
         input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         *,
+        resets: Tensor | PackedSequence | None = None,
         return_cells: bool = False,
     ) -> Any:
         if isinstance(input, torch.fx.Proxy):
-            return leaf(self, input, hx, return_cells=return_cells)
+            return leaf(self, input, hx, resets=resets, return_cells=return_cells)
         states = () if hx is None else tuple(hx)
         if not self.fits(input, states):
             return torch.nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
-        y, final, cells = self.run(input, states, (self.proj_size or self.hidden_size, self.hidden_size))
+        y, final, cells = self.run(input, states, (self.proj_size or self.hidden_size, self.hidden_size), resets)
         return (y, final, cells) if return_cells else (y, final)
 
     @classmethod
@@ -189,7 +229,7 @@ class LayerNormLSTM(_LayerNormRNN):
         """A layer of the same sizes with copies of an LSTM's weights and biases, to train on from there.
 
         Not the same function unless ``gate_norm="none", cell_norm="none"``.  ``options`` are cell_norm, gate_norm,
-        eps and cuda_graph.
+        norm_groups, eps and cuda_graph.
         """
         return copied(cls(**sizes_of(lstm), proj_size=lstm.proj_size, **options), lstm)
 
@@ -205,21 +245,36 @@ class LayerNormGRU(_LayerNormRNN):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size, device,
-            dtype: as :class:`torch.nn.GRU`'s, which has no projection either.  ``bias`` is that of the norms.
+            dtype: as :class:`torch.nn.GRU`'s, which has no projection either.  ``bias`` is that of the norms, or of
+            the products in a sum.
+        gate_norm: what is normalized: ``"products"``, as above; ``"sum"``: W_hh h + W_ih x with the biases, by one
+            norm with a gain and a bias of its own.
         norm_groups: ``"paper"``: the 2H values of r and z are normalized together, and the H of n;
-            ``"joint"``: all 3H together, as in haste.
+            ``"joint"``: all 3H together, as in haste; ``"gates"``, of a sum: the H of each gate.
+        reset: ``"recurrent"``: r is a factor of W_hh h, in a sum inside of its norm; ``"candidate"``, of a sum: of
+            all that tanh is taken of, as in Dreamer.  The former has no kernels for a sum, but runs in plain torch.
+        update_bias: added to the argument of the update 1 - z, a sigmoid as z is; -1 in Dreamer.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     Parameters have torch's names and shapes, the biases being those of the norms, and beside them
-    ``ln_ih_weight_l0`` and ``ln_hh_weight_l0`` (3H,), in torch's gate order r, z, n.  z keeps the old state as in
-    torch; the paper's z is 1 - z.  Call and results are :class:`torch.nn.GRU`'s; dtypes, arithmetic, what is
-    saved for backward and errors are those of :func:`tritonln.layer_norm_gru`.
+    ``ln_ih_weight_l0`` and ``ln_hh_weight_l0`` (3H,), of a sum ``ln_weight_l0`` and ``ln_bias_l0`` (3H,), in torch's
+    gate order r, z, n.  z keeps the old state as in
+    torch; the paper's z is 1 - z.  Call and results are :class:`torch.nn.GRU`'s, with ``resets`` as
+    :class:`LayerNormLSTM` has them; dtypes, arithmetic, what is saved for backward and errors are those of
+    :func:`tritonln.layer_norm_gru`.
 
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), section 3.1 and supplement.
     """
 
-    parameter_kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight")
+    parameter_kinds = (
+        *("weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight"),
+        *("ln_weight", "ln_bias"),
+    )
+    gate_norm: str
+    norm_groups: str
+    reset: str
+    update_bias: float
 
     def __init__(
         self,
@@ -234,7 +289,10 @@ class LayerNormGRU(_LayerNormRNN):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        gate_norm: str = "products",
         norm_groups: str = "paper",
+        reset: str = "recurrent",
+        update_bias: float = 0.0,
         eps: float = 1e-5,
         cuda_graph: bool = True,
     ) -> None:
@@ -245,33 +303,40 @@ class LayerNormGRU(_LayerNormRNN):
             device=device,
             dtype=dtype,
         )
-        self.norm_groups = one_of("norm_groups", norm_groups, ("paper", "joint"))
-        self.eps, self.cuda_graph = eps, cuda_graph
+        take_gru_options(self, gate_norm, norm_groups, reset, update_bias, eps)
+        self.cuda_graph = cuda_graph
         self.register_norms(device, dtype)
 
     def norm_sizes(self) -> dict[str, int]:
-        return gru_norm_sizes(self.hidden_size)
+        return gate_norm_sizes(3 * self.hidden_size, self.gate_norm)
 
     def direction(
         self, x: Tensor, states: tuple[Tensor, ...], parameters: dict[str, Any]
     ) -> tuple[Tensor, tuple[Tensor, ...], Tensor]:
-        y, h_n = layer_norm_gru(x, *states, **parameters, joint=self.norm_groups == "joint")
+        options = {"norm_groups": self.norm_groups, "reset": self.reset, "update_bias": self.update_bias}
+        y, h_n = layer_norm_gru(x, *states, **{**parameters, **options})
         return y, (h_n,), y
 
-    def forward(self, input: Tensor | PackedSequence, hx: Tensor | None = None) -> Any:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        resets: Tensor | PackedSequence | None = None,
+    ) -> Any:
         if isinstance(input, torch.fx.Proxy):
-            return leaf(self, input, hx)
+            return leaf(self, input, hx, resets=resets)
         states = () if hx is None else (hx,)
         if not self.fits(input, states):
             return torch.nn.GRU.forward(self, input, hx)  # type: ignore[call-overload]
-        y, (final,), _ = self.run(input, states, (self.hidden_size,))
+        y, (final,), _ = self.run(input, states, (self.hidden_size,), resets)
         return y, final
 
     @classmethod
     def from_gru(cls, gru: torch.nn.GRU, **options: Any) -> LayerNormGRU:
         """A layer of the same sizes with copies of a GRU's weights and biases, to train on from there.
 
-        ``options`` are norm_groups, eps and cuda_graph.
+        ``options`` are gate_norm, norm_groups, reset, update_bias, eps and cuda_graph.
         """
         return copied(cls(**sizes_of(gru), **options), gru)
 

@@ -9,14 +9,21 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from tritonln.nn.fx import leaf
-from tritonln.nn.rnn_parameters import changed, gru_norm_sizes, lstm_norm_sizes, one_of, reset
+from tritonln.nn.rnn_parameters import (
+    changed,
+    gate_norm_sizes,
+    lstm_norm_sizes,
+    take_gru_options,
+    take_lstm_options,
+)
+from tritonln.nn.rnn_parameters import reset as reset_values
 from tritonln.ops.recurrent.gru import layer_norm_gru
 from tritonln.ops.recurrent.lstm import layer_norm_lstm
 
 
 def register_norms(cell: torch.nn.Module, sizes: dict[str, int], device: Any, dtype: torch.dtype | None) -> None:
     for name, size in sizes.items():
-        start = torch.zeros if name == "ln_c_bias" else torch.ones
+        start = torch.zeros if "bias" in name else torch.ones
         cell.register_parameter(name, Parameter(start(size, device=device, dtype=dtype)))
 
 
@@ -34,16 +41,23 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
 
     Args:
         input_size, hidden_size, bias, device, dtype: as :class:`torch.nn.LSTMCell`'s.
-        cell_norm, gate_norm, eps: as :class:`tritonln.nn.LayerNormLSTM`'s.
+        cell_norm, gate_norm, norm_groups, eps: as :class:`tritonln.nn.LayerNormLSTM`'s.
 
     Parameters have torch's names, and beside them ``ln_ih_weight``, ``ln_hh_weight``, ``ln_c_weight`` and
-    ``ln_c_bias``.  A sequence is faster in one call of the layer, where the input product is hoisted.
+    ``ln_c_bias``, or ``ln_weight`` and ``ln_bias``.  A sequence is faster in one call of the layer, where the input
+    product is hoisted.
     """
 
     ln_ih_weight: Tensor | None
     ln_hh_weight: Tensor | None
     ln_c_weight: Tensor | None
     ln_c_bias: Tensor | None
+    ln_weight: Tensor | None
+    ln_bias: Tensor | None
+    cell_norm: str
+    gate_norm: str
+    norm_groups: str
+    eps: float
 
     def __init__(
         self,
@@ -54,19 +68,18 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
         dtype: torch.dtype | None = None,
         *,
         cell_norm: str = "output",
-        gate_norm: str = "joint",
+        gate_norm: str = "products",
+        norm_groups: str = "joint",
         eps: float = 1e-5,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.cell_norm = one_of("cell_norm", cell_norm, ("output", "carry", "none"))
-        self.gate_norm = one_of("gate_norm", gate_norm, ("joint", "none"))
-        self.eps = eps
-        for name in ("ln_ih_weight", "ln_hh_weight", "ln_c_weight", "ln_c_bias"):
+        take_lstm_options(self, cell_norm, gate_norm, norm_groups, eps)
+        for name in ("ln_ih_weight", "ln_hh_weight", "ln_c_weight", "ln_c_bias", "ln_weight", "ln_bias"):
             self.register_parameter(name, None)
         register_norms(self, lstm_norm_sizes(hidden_size, gate_norm, cell_norm, bias), device, dtype)
 
     def reset_parameters(self) -> None:
-        reset(self, self.hidden_size)
+        reset_values(self, self.hidden_size)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + changed(self)
@@ -83,6 +96,9 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
             input.reshape(1, rows, self.input_size),
             *(h, c, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh),
             *(self.ln_ih_weight, self.ln_hh_weight, self.ln_c_weight, self.ln_c_bias),
+            ln_weight=self.ln_weight,
+            ln_bias=self.ln_bias,
+            norm_groups=self.norm_groups,
             carry=self.cell_norm == "carry",
             eps=self.eps,
             cuda_graph=False,
@@ -95,13 +111,21 @@ class LayerNormGRUCell(torch.nn.GRUCell):
 
     Args:
         input_size, hidden_size, bias, device, dtype: as :class:`torch.nn.GRUCell`'s.
-        norm_groups, eps: as :class:`tritonln.nn.LayerNormGRU`'s.
+        gate_norm, norm_groups, reset, update_bias, eps: as :class:`tritonln.nn.LayerNormGRU`'s.
 
-    Parameters have torch's names, and beside them ``ln_ih_weight`` and ``ln_hh_weight``.
+    Parameters have torch's names, and beside them ``ln_ih_weight`` and ``ln_hh_weight``, or ``ln_weight`` and
+    ``ln_bias``.
     """
 
-    ln_ih_weight: Tensor
-    ln_hh_weight: Tensor
+    ln_ih_weight: Tensor | None
+    ln_hh_weight: Tensor | None
+    ln_weight: Tensor | None
+    ln_bias: Tensor | None
+    gate_norm: str
+    norm_groups: str
+    reset: str
+    update_bias: float
+    eps: float
 
     def __init__(
         self,
@@ -111,16 +135,20 @@ class LayerNormGRUCell(torch.nn.GRUCell):
         device: Any = None,
         dtype: torch.dtype | None = None,
         *,
+        gate_norm: str = "products",
         norm_groups: str = "paper",
+        reset: str = "recurrent",
+        update_bias: float = 0.0,
         eps: float = 1e-5,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, device, dtype)
-        self.norm_groups = one_of("norm_groups", norm_groups, ("paper", "joint"))
-        self.eps = eps
-        register_norms(self, gru_norm_sizes(hidden_size), device, dtype)
+        take_gru_options(self, gate_norm, norm_groups, reset, update_bias, eps)
+        for name in ("ln_ih_weight", "ln_hh_weight", "ln_weight", "ln_bias"):
+            self.register_parameter(name, None)
+        register_norms(self, gate_norm_sizes(3 * hidden_size, gate_norm), device, dtype)
 
     def reset_parameters(self) -> None:
-        reset(self, self.hidden_size)
+        reset_values(self, self.hidden_size)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + changed(self)
@@ -136,7 +164,11 @@ class LayerNormGRUCell(torch.nn.GRUCell):
             input.reshape(1, rows, self.input_size),
             h.reshape(rows, self.hidden_size),
             *(self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, self.ln_ih_weight, self.ln_hh_weight),
-            joint=self.norm_groups == "joint",
+            ln_weight=self.ln_weight,
+            ln_bias=self.ln_bias,
+            norm_groups=self.norm_groups,
+            reset=self.reset,
+            update_bias=self.update_bias,
             eps=self.eps,
             cuda_graph=False,
         )

@@ -22,6 +22,16 @@ class Layout(NamedTuple):
             return None
         return self.lengths.to(x.device)
 
+    def resets(self, given: Any) -> Tensor | None:
+        """Those of the caller as (T, B)."""
+        if given is None:
+            return None
+        if self.packed is not None:
+            return pad_packed_sequence(PackedSequence(given.data, given.batch_sizes))[0]
+        if not self.batched:
+            return given.unsqueeze(1)
+        return given.transpose(0, 1) if self.batch_first else given
+
     def output(self, y: Tensor) -> Any:
         if self.packed is not None:
             data = pack_padded_sequence(y, self.lengths).data  # type: ignore[arg-type]

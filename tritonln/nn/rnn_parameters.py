@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from typing import Any
 
 import torch
 from torch.nn import init
@@ -25,23 +27,43 @@ def reset(module: torch.nn.Module, hidden_size: int) -> None:
         if not name.startswith("ln_"):
             init.uniform_(parameter, -bound, bound)
         else:
-            init.constant_(parameter, 0.0 if name.startswith("ln_c_bias") else 1.0)
-
-
-DEFAULTS = {"cell_norm": "output", "gate_norm": "joint", "norm_groups": "paper", "eps": 1e-5}
+            init.constant_(parameter, 0.0 if "bias" in name else 1.0)
 
 
 def changed(module: torch.nn.Module) -> str:
     """What extra_repr adds: the options that are not the defaults."""
-    return "".join(f", {k}={getattr(module, k)}" for k, v in DEFAULTS.items() if getattr(module, k, v) != v)
+    parameters = inspect.signature(type(module)).parameters.values()
+    options = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.name != "cuda_graph"}
+    return "".join(f", {k}={getattr(module, k)}" for k, default in options.items() if getattr(module, k) != default)
+
+
+def gate_norm_sizes(size: int, gate_norm: str) -> dict[str, int]:
+    """Of the norms of the products, or of their sum, whose norm has a bias whether the products have or not."""
+    kinds = {"products": ("ln_ih_weight", "ln_hh_weight"), "sum": ("ln_weight", "ln_bias"), "none": ()}
+    return dict.fromkeys(kinds[gate_norm], size)
 
 
 def lstm_norm_sizes(H: int, gate_norm: str, cell_norm: str, bias: bool) -> dict[str, int]:
-    sizes = {"ln_ih_weight": 4 * H, "ln_hh_weight": 4 * H} if gate_norm != "none" else {}
+    sizes = gate_norm_sizes(4 * H, gate_norm)
     if cell_norm != "none":
-        sizes |= {"ln_c_weight": H, "ln_c_bias": H} if bias else {"ln_c_weight": H}
+        sizes |= {"ln_c_weight": H, "ln_c_bias": H} if bias or gate_norm == "sum" else {"ln_c_weight": H}
     return sizes
 
 
-def gru_norm_sizes(H: int) -> dict[str, int]:
-    return {"ln_ih_weight": 3 * H, "ln_hh_weight": 3 * H}
+def take_lstm_options(module: Any, cell_norm: str, gate_norm: str, norm_groups: str, eps: float) -> None:
+    module.cell_norm = one_of("cell_norm", cell_norm, ("output", "carry", "none"))
+    module.gate_norm = one_of("gate_norm", gate_norm, ("products", "sum", "none"))
+    known = ("joint", "gates") if gate_norm == "sum" else ("joint",)
+    module.norm_groups = one_of(f"norm_groups with gate_norm={gate_norm!r}", norm_groups, known)
+    module.eps = eps
+
+
+def take_gru_options(module: Any, gate_norm: str, norm_groups: str, reset: str, update_bias: float, eps: float) -> None:
+    module.gate_norm = one_of("gate_norm", gate_norm, ("products", "sum"))
+    resets = {"products": ("recurrent",), "sum": ("recurrent", "candidate")}[gate_norm]
+    module.reset = one_of(f"reset with gate_norm={gate_norm!r}", reset, resets)
+    # A joint norm of the sum is where r comes from.
+    known = {"products": ("paper", "joint"), "sum": ("paper", "gates", *(["joint"] if reset == "candidate" else []))}
+    others = f"gate_norm={gate_norm!r}" + (f" and reset={reset!r}" if gate_norm == "sum" else "")
+    module.norm_groups = one_of(f"norm_groups with {others}", norm_groups, known[gate_norm])
+    module.update_bias, module.eps = update_bias, eps

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_torch_dispatch_stack
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -33,10 +36,17 @@ def check(
         N = math.prod(dims)
         if type(N) is not int and not isinstance(N, torch.SymInt):
             N = operator.index(N)  # numpy's integers; a float may equal a size but is none
-        if len(dims) > 0 and tuple(x.shape)[-len(dims) :] == dims and x.dtype in DTYPES:
+        dtype, device = x.dtype, x.device
+        if len(dims) > 0 and tuple(x.shape)[-len(dims) :] == dims and dtype in DTYPES:
             for parameter, name in zip(parameters, NAMES):
-                if parameter is not None and not _fits(parameter, dims, x.dtype, x.device, name, function):
+                if parameter is None:
+                    continue
+                if parameter.shape != dims:
                     break
+                if parameter.dtype is not dtype and not _mixes(parameter.dtype, dtype, device.type):
+                    break
+                if parameter.device != device:
+                    check_device(function.__name__, name, parameter, device)
             else:
                 return N, eps if type(eps) is float else _number(function, eps, x.dtype)
     except (AttributeError, TypeError):  # no tensor, no sequence
@@ -53,22 +63,12 @@ def _number(function: Callable[..., Tensor], eps: Any, dtype: torch.dtype) -> fl
     return float(eps)
 
 
-def _fits(
-    parameter: Tensor,
-    dims: tuple[int, ...],
-    dtype: torch.dtype,
-    device: torch.device,
-    name: str,
-    function: Callable[..., Tensor],
-) -> bool:
-    if parameter.shape != dims or (parameter.dtype is not dtype and not _mixes(parameter.dtype, dtype, device.type)):
-        return False
-    if parameter.device != device:
+def check_device(function: str, name: str, t: Tensor, device: torch.device) -> None:
+    if t.device != device:
         raise RuntimeError(
-            f"Expected all tensors to be on the same device, but got {name} is on {parameter.device}, "
-            f"different from other tensors on {device} (when checking argument in method {function.__name__})"
+            f"Expected all tensors to be on the same device, but got {name} is on {t.device}, "
+            f"different from other tensors on {device} (when checking argument in method {function})"
         )
-    return True
 
 
 def _mixes(parameter: torch.dtype, x: torch.dtype, device_type: str) -> bool:
@@ -129,30 +129,14 @@ def traced(*tensors: Tensor | None) -> bool:
     return False
 
 
-def knows_only_aten(*tensors: Tensor | None) -> bool:
-    """Whether a tensor is of a subclass that dispatches by itself, such as DTensor: custom ops are foreign to it."""
-    from torch._subclasses.fake_tensor import FakeTensor
-    from torch._subclasses.functional_tensor import FunctionalTensor
-
-    known = (Tensor, Parameter, FakeTensor, FunctionalTensor)
-    kinds = [type(t) for t in tensors if t is not None]
-    return any(kind not in known and kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ for kind in kinds)
-
-
 def transformed() -> bool:
-    """Whether forward mode, a torch.func transform (vmap, grad, ...) or jit.trace is at work: they know only ATen."""
-    return (
-        _are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or _get_tracing_state() is not None
-    )
+    """Whether forward mode, a torch.func transform (vmap, grad, ...) or jit.trace looks into a call."""
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0 or _get_tracing_state() is not None
 
 
 def batched(*gradients: Tensor | None) -> bool:
     """Whether they are many at once, as is_grads_batched=True makes them, which compiled code never sees."""
-    return not torch.compiler.is_compiling() and any(
-        g is not None and torch._C._functorch.is_legacy_batchedtensor(g) for g in gradients
-    )
+    return not torch.compiler.is_compiling() and any(g is not None and is_legacy_batchedtensor(g) for g in gradients)
 
 
 def beyond_numbers(*gradients: Tensor | None) -> bool:
@@ -162,11 +146,20 @@ def beyond_numbers(*gradients: Tensor | None) -> bool:
 
 def refuse_tangents(operator: str) -> None:
     """For the inside of a custom op, which torch enters in forward mode too, and then drops the tangents."""
-    if torch.autograd.forward_ad._current_level >= 0:
+    if forward_ad._current_level >= 0:
         raise RuntimeError(
             f"{operator} in a graph that was captured before has no forward-mode derivative: "
             f"call tritonln.{operator} itself under forward mode, or capture the graph there"
         )
+
+
+@contextlib.contextmanager
+def autograd_inside() -> Iterator[None]:
+    """Autograd for the inside of a custom op, which torch may enter below autograd, as DTensor does."""
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.AutogradFunctionality)
+    excluded = torch._C._dispatch_tls_local_exclude_set() - keys
+    with torch._C._ForceDispatchKeyGuard(torch._C._dispatch_tls_local_include_set(), excluded):
+        yield
 
 
 def contiguous(parameter: Tensor | None) -> Tensor | None:

@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from tritonln.device import kernels_on
-from tritonln.ops import layer_norm_aten, row_autograd, row_formula
-from tritonln.ops.contract import check, knows_only_aten, output_dtype, shifted, traced, transformed
-from tritonln.ops.rows import Parts, RowOperator
+from tritonln.ops import layer_norm_aten, row_autograd, row_op
+from tritonln.ops.contract import check, output_dtype, shifted, traced, transformed
+from tritonln.ops.operands import COLUMNS, Operand
+from tritonln.ops.overridden import jagged_in_graph, overridden
+from tritonln.ops.row_plans import Parts
+from tritonln.ops.rows import RowOperator, Settings
+from tritonln.ops.subclasses import knows_only_aten
 
 
 def _parts() -> Parts:
@@ -24,12 +28,11 @@ def _parts() -> Parts:
 LAYER_NORM = RowOperator(
     "layer_norm",
     _parts,
-    columns={"weight": 1.0, "bias": -0.0},
-    reverse=("weight",),
+    finishing={"weight": Operand(COLUMNS, 1.0), "bias": Operand(COLUMNS, -0.0, reread=False)},
     formula=lambda x_hat, weight, bias: x_hat * weight + bias,
     aten=layer_norm_aten,
 )
-row_autograd.define(LAYER_NORM)
+row_op.define(LAYER_NORM)
 
 
 def layer_norm(
@@ -67,9 +70,11 @@ def layer_norm(
 
     A row's result and its ``x`` gradient do not depend on the other rows, and the same inputs give
     the same bits on every run.  Derivatives are right to any order, in reverse and forward mode and under
-    torch.func's transforms; all but the first gradient run in elementary operations of torch.  (The third
-    derivative of ``F.layer_norm`` itself is wrong in torch 2.13.)  ``torch.jit.trace`` and ``torch.jit.script`` get
-    ATen's operator.
+    torch.func's transforms.  The first gradient runs kernels, under ``vmap``, ``grad``, ``vjp`` and ``jacrev`` too,
+    where a batched dimension is only more rows; all else runs in elementary operations of torch: forward mode, higher
+    derivatives, parameters that are batched and the gradients by sample of those that are not.  (The third derivative
+    of ``F.layer_norm`` itself is wrong in torch 2.13.)  ``torch.jit.trace`` and ``torch.jit.script`` get ATen's
+    operator.
 
     Raises:
         RuntimeError, TypeError, NotImplementedError: as ``F.layer_norm`` for shapes and dtypes that
@@ -78,8 +83,8 @@ def layer_norm(
 
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), equations 3 and 4.
     """
-    if has_torch_function_variadic(input, weight, bias):
-        return handle_torch_function(
+    if has_torch_function_variadic(input, weight, bias) or jagged_in_graph(input):
+        return overridden(
             layer_norm,
             (input, weight, bias),
             input,
@@ -94,11 +99,12 @@ def layer_norm(
         return _transformed(x, shape, weight, bias, eps, weight_offset)
     N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
     weight = shifted(weight, weight_offset, x.dtype)
-    if traced(x, weight, bias):
-        if knows_only_aten(x, weight, bias):
+    tensors, s = (x, weight, bias), Settings(N, eps, output_dtype(x.dtype, x.device.type))
+    if traced(*tensors):
+        if row_autograd.left_to_inductor(x) or knows_only_aten("layer_norm", *tensors):
             return layer_norm_aten.operator(x, shape, weight, bias, eps)
-        return row_autograd.by_op(LAYER_NORM, (x,), N, (weight, bias), eps)
-    return row_autograd.directly(LAYER_NORM, (x,), N, (weight, bias), eps, kernels_on(x.device))
+        return row_op.by_op(LAYER_NORM, tensors, s)[0]
+    return row_autograd.directly(LAYER_NORM, tensors, s, kernels_on(x.device))[0]
 
 
 def _transformed(
@@ -109,4 +115,5 @@ def _transformed(
         return layer_norm_aten.operator(x, shape, weight, bias, eps)  # what TorchScript knows
     N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
     weight = shifted(weight, offset, x.dtype)
-    return row_formula.forward(LAYER_NORM, (x,), N, (weight, bias), eps, output_dtype(x.dtype, x.device.type))
+    s = Settings(N, eps, output_dtype(x.dtype, x.device.type))
+    return row_autograd.looked_into(LAYER_NORM, (x, weight, bias), s)[0]

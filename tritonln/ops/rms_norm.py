@@ -7,12 +7,16 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import handle_torch_function, has_torch_function_variadic
+from torch.overrides import has_torch_function_variadic
 
 from tritonln.device import kernels_on
-from tritonln.ops import rms_norm_aten, row_autograd, row_formula
-from tritonln.ops.contract import check, knows_only_aten, output_dtype, shifted, traced, transformed
-from tritonln.ops.rows import Parts, RowOperator
+from tritonln.ops import rms_norm_aten, row_autograd, row_op
+from tritonln.ops.contract import check, output_dtype, shifted, traced, transformed
+from tritonln.ops.operands import COLUMNS, Operand
+from tritonln.ops.overridden import jagged_in_graph, overridden
+from tritonln.ops.row_plans import Parts
+from tritonln.ops.rows import RowOperator, Settings
+from tritonln.ops.subclasses import knows_only_aten
 
 
 def _parts() -> Parts:
@@ -24,12 +28,35 @@ def _parts() -> Parts:
 RMS_NORM = RowOperator(
     "rms_norm",
     _parts,
-    columns={"weight": 1.0},
+    finishing={"weight": Operand(COLUMNS, 1.0)},
     centred=False,
     formula=lambda x_hat, weight: x_hat * weight,
     aten=rms_norm_aten,
 )
-row_autograd.define(RMS_NORM)
+row_op.define(RMS_NORM)
+
+
+def _rounding(dtype: torch.dtype, name: str) -> RowOperator:
+    """The norm that rounds x_hat to a 16-bit dtype before the weight."""
+
+    def parts() -> Parts:
+        from tritonln.kernels import rms_norm as kernels
+
+        return Parts(getattr(kernels, f"scaled_{name}"), getattr(kernels, f"scaled_{name}_bwd"))
+
+    operator = RowOperator(
+        f"rms_norm_rounding_{name}",
+        parts,
+        RMS_NORM.finishing,
+        centred=False,
+        formula=lambda x_hat, weight: x_hat.to(dtype).to(x_hat.dtype) * weight,
+    )
+    row_op.define(operator)
+    return operator
+
+
+ROUNDING = {torch.bfloat16: _rounding(torch.bfloat16, "bf16"), torch.float16: _rounding(torch.float16, "fp16")}
+CASTS = "native", "llama"
 
 
 def rms_norm(
@@ -39,6 +66,7 @@ def rms_norm(
     eps: float | None = None,
     *,
     weight_offset: float = 0.0,
+    cast: str = "native",
 ) -> Tensor:
     r"""Root mean square normalization over the trailing dimensions, as :func:`torch.nn.functional.rms_norm`.
 
@@ -56,9 +84,12 @@ def rms_norm(
             ``x``, as in torch.
         weight_offset: added to the weight, for weights that are stored around zero (Gemma's: 1).  torch adds it, in
             the precision of the arithmetic, so it costs a launch on N values; an absent weight stays a factor of 1.
+        cast: ``"native"``: y is rounded once.  ``"llama"``: the normalized x is rounded to its dtype before it meets
+            the weight, and y again, as in transformers' Llama; the same for fp32 and fp64.
 
     Returns:
-        A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever ``F.rms_norm`` gives fp32).
+        A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever ``F.rms_norm`` of torch 2.13 gives
+        fp32; that of 2.11 never does).
         Statistics, products and the sums of the gradients are fp32, and fp64 for fp64 ``x``; each gradient has the
         dtype of its input.  Saved for backward: the arguments and 4 bytes a row (8 for fp64); nothing where no
         gradient is asked for.  The mean of squares is computed in that precision too: where it overflows (values
@@ -74,20 +105,34 @@ def rms_norm(
 
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019, arXiv 1910.07467), equation 4.
     """
-    if has_torch_function_variadic(input, weight):
-        return handle_torch_function(
-            rms_norm, (input, weight), input, normalized_shape, weight=weight, eps=eps, weight_offset=weight_offset
+    if has_torch_function_variadic(input, weight) or jagged_in_graph(input):
+        return overridden(
+            rms_norm,
+            (input, weight),
+            input,
+            normalized_shape,
+            weight=weight,
+            eps=eps,
+            weight_offset=weight_offset,
+            cast=cast,
         )
+    if cast not in CASTS:
+        raise ValueError(f"expected cast to be one of {', '.join(map(repr, CASTS))}, but got {cast!r}")
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+    if cast == "llama" and getattr(x, "dtype", None) in ROUNDING:
+        N, number = check(F.rms_norm, x, shape, (weight,), eps)
+        s = Settings(N, number, output_dtype(x.dtype, x.device.type))
+        return row_autograd.call(ROUNDING[x.dtype], (x, shifted(weight, weight_offset, x.dtype)), s)[0]
     if transformed():
         return _transformed(x, shape, weight, eps, weight_offset)
     N, number = check(F.rms_norm, x, shape, (weight,), eps)
     weight = shifted(weight, weight_offset, x.dtype)
-    if traced(x, weight):
-        if knows_only_aten(x, weight):
+    tensors, s = (x, weight), Settings(N, number, output_dtype(x.dtype, x.device.type))
+    if traced(*tensors):
+        if row_autograd.left_to_inductor(x) or knows_only_aten("rms_norm", *tensors):
             return rms_norm_aten.operator(x, shape, weight, number)
-        return row_autograd.by_op(RMS_NORM, (x,), N, (weight,), number)
-    return row_autograd.directly(RMS_NORM, (x,), N, (weight,), number, kernels_on(x.device))
+        return row_op.by_op(RMS_NORM, tensors, s)[0]
+    return row_autograd.directly(RMS_NORM, tensors, s, kernels_on(x.device))[0]
 
 
 def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None, offset: float) -> Tensor:
@@ -96,4 +141,5 @@ def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: fl
         return rms_norm_aten.operator(x, shape, weight, eps)  # what TorchScript knows
     N, number = check(F.rms_norm, x, shape, (weight,), eps)
     weight = shifted(weight, offset, x.dtype)
-    return row_formula.forward(RMS_NORM, (x,), N, (weight,), number, output_dtype(x.dtype, x.device.type))
+    s = Settings(N, number, output_dtype(x.dtype, x.device.type))
+    return row_autograd.looked_into(RMS_NORM, (x, weight), s)[0]

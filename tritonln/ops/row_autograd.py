@@ -1,212 +1,135 @@
-"""How torch calls a row operator: eagerly through an autograd Function, in traced code through a custom op."""
+"""How torch calls a row operator: eagerly through an autograd Function, in traced code through its custom op."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tritonln.configurations.tunable import register_operator
-from tritonln.device import Device, kernels_on
+from tritonln.device import Device, kernels_on, runs_triton
 from tritonln.ops import row_formula
-from tritonln.ops.contract import arithmetic, beyond_numbers, needs_grad, output_dtype, refuse_tangents, traced
-from tritonln.ops.rows import RowOperator
-
-Columns = tuple[Tensor | None, ...]
-
-
-def directly(
-    operator: RowOperator, streams: tuple[Tensor, ...], N: int, columns: Columns, eps: float, device: Device | None
-) -> Tensor:
-    """y of plain tensors that nobody traces."""
-    if needs_grad(*streams, *columns):
-        return _apply(operator, N, eps, device, *streams, *columns)
-    dtype = output_dtype(streams[0].dtype, streams[0].device.type)
-    return _forward(operator, streams, N, columns, eps, dtype, False, device)[0]
-
-
-def by_op(operator: RowOperator, streams: tuple[Tensor, ...], N: int, columns: Columns, eps: float) -> Tensor:
-    """y in traced code, and of tensors that are more than their storage."""
-    dtype = output_dtype(streams[0].dtype, streams[0].device.type)
-    return op(operator)(*streams, N, *columns, eps, dtype, needs_grad(*streams, *columns))[0]
+from tritonln.ops.contract import beyond_numbers, needs_grad, traced, transformed
+from tritonln.ops.operands import Tensors, dtypes_of
+from tritonln.ops.row_op import (
+    Result,
+    backward_by_op,
+    backward_of,
+    by_op,
+    formula_backward,
+    forward_of,
+    kept_of,
+    no_gradient,
+)
+from tritonln.ops.rows import BackwardCall, RowOperator, Settings
+from tritonln.ops.subclasses import foreign, knows_only_aten
 
 
-def _forward(
-    operator: RowOperator,
-    streams: tuple[Tensor, ...],
-    N: int,
-    columns: Columns,
-    eps: float,
-    dtype: torch.dtype,
-    save: bool,
-    device: Device | None,
-) -> tuple[Tensor, Tensor | None]:
-    if device is None and operator.aten is not None:
-        return operator.aten.forward(*streams, N, *columns, eps, save)
-    if device is None:
-        y = row_formula.forward(operator, streams, N, columns, eps, dtype)
-        return y, row_formula.statistics(operator, streams, N, eps) if save else None
-    return operator.forward(streams, N, columns, eps, dtype, save, device)
+def call(operator: RowOperator, tensors: Tensors, s: Settings) -> Result:
+    """By kernels where there are some for the tensors, else by the formula."""
+    first = tensors[0]
+    assert first is not None
+    if transformed():
+        return looked_into(operator, tensors, s)
+    symbolic = traced(*tensors)
+    if only_aten(operator.name, tensors, symbolic):
+        return row_formula.forward(operator, tensors, s)
+    if symbolic:
+        return by_op(operator, tensors, s)
+    return directly(operator, tensors, s, kernels_on(first.device))
 
 
-def _backward(
-    operator: RowOperator,
-    dy: Tensor,
-    streams: tuple[Tensor, ...],
-    N: int,
-    columns: Columns,
-    stats: Tensor,
-    needs: tuple[bool, ...],
-    device: Device | None,
-) -> Sequence[Tensor | None]:
-    if device is None:
-        return operator.aten.backward(dy, *streams, N, *columns, stats, needs)
-    return operator.backward(dy, streams, N, columns, stats, needs, device)
+def looked_into(operator: RowOperator, tensors: Tensors, s: Settings) -> Result:
+    """Under transforms."""
+    first = tensors[0]
+    assert first is not None
+    if by_rules(first):
+        from tritonln.ops import row_transforms
+
+        return row_transforms.call(operator, tensors, s)
+    return row_formula.forward(operator, tensors, s)
 
 
-# ---- eager -------------------------------------------------------------------------------------
+def by_rules(x: Tensor) -> bool:
+    """Whether kernels serve x under the transforms at work."""
+    if not _has_kernels(x.device.type):
+        return False
+    from tritonln.ops import row_transforms  # whose autograd Functions take milliseconds to make
+
+    return row_transforms.serves()
+
+
+def only_formula(name: str, tensors: Tensors, symbolic: bool) -> bool:
+    """Whether nothing but torch's own operations serves tensors, which are `traced` or not."""
+    return transformed() or only_aten(name, tensors, symbolic)
+
+
+def only_aten(name: str, tensors: Tensors, symbolic: bool) -> bool:
+    """The same where no transform is at work."""
+    first = tensors[0]
+    assert first is not None
+    if symbolic and foreign(*tensors):  # inside the op come what they consist of, of whatever devices
+        return knows_only_aten(name, *tensors)
+    return not _has_kernels(first.device.type)
+
+
+def left_to_inductor(x: Tensor) -> bool:
+    """In compiled code, where no kernel serves x: Inductor fuses ATen's operators, and no custom op."""
+    return torch.compiler.is_compiling() and not _exporting() and not _has_kernels(x.device.type)
+
+
+def _has_kernels(device_type: str) -> bool:
+    return runs_triton(device_type)
+
+
+def _exporting() -> bool:
+    return torch.compiler.is_exporting()
+
+
+# As torch.compiler.assume_constant_result has it, whose call would import torch._dynamo.  By itself, Dynamo of torch
+# 2.11 takes whatever it compiles for an export.
+_has_kernels._dynamo_marked_constant = _exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def directly(operator: RowOperator, tensors: Tensors, s: Settings, device: Device | None) -> Result:
+    """Of plain tensors that nobody traces."""
+    if needs_grad(*tensors):
+        found = _apply(operator, s, device, *tensors)
+        return found if operator.returns_x else (found, None)
+    return forward_of(operator, tensors, s, False, device)[:2]
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, operator: RowOperator, N: int, eps: float, device: Device | None, *tensors: Tensor | None
-    ) -> Tensor:
-        streams, columns = operator.split(tensors)
-        dtype = output_dtype(streams[0].dtype, streams[0].device.type)
-        y, stats = _forward(operator, streams, N, columns, eps, dtype, True, device)
-        ctx.save_for_backward(*tensors, stats)
-        ctx.operator, ctx.N, ctx.eps, ctx.device = operator, N, eps, device
-        return y
+    def forward(ctx: Any, operator: RowOperator, s: Settings, device: Device | None, *tensors: Tensor | None) -> Any:
+        y, x, stats = forward_of(operator, tensors, s, True, device)
+        ctx.save_for_backward(*kept_of(operator, tensors), x, stats)
+        ctx.operator, ctx.s, ctx.device, ctx.dtypes = operator, s, device, dtypes_of(tensors)
+        if x is None:
+            return y
+        ctx.set_materialize_grads(False)
+        return y, x
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        operator, N = ctx.operator, ctx.N
-        *tensors, stats = ctx.saved_tensors
-        streams, columns = operator.split(tensors)
-        needs = ctx.needs_input_grad[4:]
+    def backward(ctx: Any, dy: Tensor | None, dx: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        operator, s = ctx.operator, ctx.s
+        *tensors, x, stats = ctx.saved_tensors
+        needs = ctx.needs_input_grad[3:]
+        if dy is None:
+            if dx is None:
+                return (None,) * (3 + len(tensors))
+            dy = no_gradient(dx, s)
+        call = BackwardCall(dy, dx, x, tuple(tensors), ctx.dtypes, stats, s, needs)
         found: Sequence[Tensor | None]
-        if beyond_numbers(dy):
-            found = row_formula.backward(operator, dy, streams, N, columns, ctx.eps, needs)
-        elif traced(dy):
-            found = _backward_by_op(operator, dy, streams, N, columns, stats, needs)
+        if beyond_numbers(dy, dx):
+            found = formula_backward(operator, call)
+        elif traced(dy, dx):
+            found = backward_by_op(operator, call)
         else:
-            found = _backward(operator, dy, streams, N, columns, stats, needs, ctx.device)
-        return None, None, None, None, *found
+            found = backward_of(operator, call, ctx.device)
+        return None, None, None, *found
 
 
 # Function.apply is this and a search for functorch, which the operators have made already.
 _apply = super(torch.autograd.Function, _Rows).apply
-
-
-# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
-
-_libraries: dict[str, torch.library.Library] = {}  # of each operator, which lives as long as they
-
-
-def op(operator: RowOperator) -> Callable[..., Any]:
-    return getattr(torch.ops.tritonln, operator.name).default
-
-
-def _backward_by_op(
-    operator: RowOperator,
-    dy: Tensor,
-    streams: tuple[Tensor, ...],
-    N: int,
-    columns: Columns,
-    stats: Tensor,
-    needs: tuple[bool, ...],
-) -> list[Tensor | None]:
-    backward_op = getattr(torch.ops.tritonln, f"{operator.name}_backward").default
-    found = backward_op(dy, *streams, N, *columns, stats, needs)
-    return [g if needed else None for g, needed in zip(found, needs)]
-
-
-def define(operator: RowOperator) -> None:
-    """Makes tritonln::NAME and tritonln::NAME_backward known to torch, and the operator's kernels to the tuner.
-
-    By torch.library's plain calls: torch.library.custom_op takes 10 to 25 ms for each, at import.  An operator that
-    is defined again, as in a notebook, replaces the one before.
-    """
-    register_operator(operator)
-    if operator.name in _libraries:
-        _libraries.pop(operator.name)._destroy()
-    library = _libraries[operator.name] = torch.library.Library("tritonln", "FRAGMENT")
-    streams = [f"Tensor {name}" for name in operator.streams]
-    columns = [f"Tensor? {name}" for name in operator.columns]
-    S, C, name = len(streams), len(columns), operator.name
-    results = ", ".join(["Tensor"] * (S + C))
-
-    def split(arguments: Sequence[Any]) -> tuple[tuple[Tensor, ...], int, Columns, Sequence[Any]]:
-        return tuple(arguments[:S]), arguments[S], tuple(arguments[S + 1 : S + 1 + C]), arguments[S + 1 + C :]
-
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        refuse_tangents(name)
-        tensors, N, others, (eps, dtype, save) = split(arguments)
-        y, stats = _forward(operator, tensors, N, others, eps, dtype, save, kernels_on(tensors[0].device))
-        return y, _room_for_stats(operator, tensors[0], 0) if stats is None else stats
-
-    def fake_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        (x, *_), N, _, (_, dtype, save) = split(arguments)
-        y = torch.empty(x.shape, dtype=dtype, device=x.device)
-        return y, _room_for_stats(operator, x, (x.numel() // N if N else 0) if save else 0)
-
-    def backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        refuse_tangents(name)
-        tensors, N, others, (stats, needs) = split(arguments)
-        needed = tuple(n and t is not None for n, t in zip(needs, (*tensors, *others)))
-        found = _backward(operator, dy, tensors, N, others, stats, needed, kernels_on(dy.device))
-        return tuple(dy.new_empty(0, dtype=tensors[0].dtype) if g is None else g for g in found)
-
-    def fake_backward(dy: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        tensors, _, others, (_, needs) = split(arguments)
-        return tuple(
-            torch.empty(t.shape, dtype=t.dtype, device=t.device)
-            if t is not None and needed
-            else dy.new_empty(0, dtype=tensors[0].dtype)
-            for t, needed in zip((*tensors, *others), needs)
-        )
-
-    def decomposed(*arguments: Any) -> tuple[Tensor, Tensor]:
-        tensors, N, others, (eps, dtype, save) = split(arguments)
-        y, stats = _forward(operator, tensors, N, others, eps, dtype, save, None)
-        return y.to(dtype), _room_for_stats(operator, tensors[0], 0) if stats is None else stats
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        tensors, ctx.N, others, (ctx.eps, _, ctx.saved) = split(inputs)
-        ctx.save_for_backward(*tensors, *others, output[1])
-        ctx.mark_non_differentiable(output[1])
-        ctx.set_materialize_grads(False)  # of the statistics, which have none
-
-    def differentiated(ctx: Any, dy: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
-        if dy is None:
-            return (None,) * (S + C + 4)
-        *saved, stats = ctx.saved_tensors
-        tensors, others = operator.split(saved)
-        needs = *ctx.needs_input_grad[:S], *ctx.needs_input_grad[S + 1 : S + 1 + C]
-        if beyond_numbers(dy):
-            found = row_formula.backward(operator, dy, tensors, ctx.N, others, ctx.eps, needs)
-        else:
-            if not ctx.saved:  # the graph was captured where nothing required a gradient
-                stats = op(operator)(*tensors, ctx.N, *others, ctx.eps, tensors[0].dtype, True)[1]
-            found = _backward_by_op(operator, dy, tensors, ctx.N, others, stats, needs)
-        return *found[:S], None, *found[S:], None, None, None
-
-    between = ", ".join([*streams, "SymInt N", *columns])
-    for schema in (
-        f"{name}({between}, float eps, ScalarType dtype, bool save) -> (Tensor, Tensor)",
-        f"{name}_backward(Tensor dy, {between}, Tensor stats, bool[] needs) -> ({results})",
-    ):
-        library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for suffix, real, fake in (("", forward, fake_forward), ("_backward", backward, fake_backward)):
-        library.impl(f"{name}{suffix}", real, "CompositeExplicitAutograd")
-        torch.library.register_fake(f"tritonln::{name}{suffix}", fake, lib=library)
-    torch.library.register_autograd(f"tritonln::{name}", differentiated, setup_context=setup_context, lib=library)
-    # In torch's own operators, for exporters: torch.onnx asks for it, run_decompositions can be given it.
-    torch._decomp.register_decomposition(op(operator))(decomposed)
-
-
-def _room_for_stats(operator: RowOperator, x: Tensor, M: int) -> Tensor:
-    return torch.empty((M, 1 + operator.centred), dtype=arithmetic(x.dtype), device=x.device)

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.device import kernels_on, runs_triton
-from tritonln.ops import row_autograd, row_formula
-from tritonln.ops.contract import DTYPES, HALF, knows_only_aten, output_dtype, traced, transformed
-from tritonln.ops.rows import Parts, RowOperator
+from tritonln.ops import row_autograd, row_op
+from tritonln.ops.contract import DTYPES, HALF, check_device, output_dtype
+from tritonln.ops.operands import COLUMNS, ROWS, Operand
+from tritonln.ops.row_plans import Parts
+from tritonln.ops.rows import RowOperator, Settings
 
 
 def row_operator(
@@ -83,13 +84,13 @@ def row_operator(
     declared = RowOperator(
         name,
         lambda: parts,
-        {column: float(number) for column, number in columns.items()},
-        streams,
+        {column: Operand(COLUMNS, float(number)) for column, number in columns.items()},
+        {stream: Operand() for stream in streams},
         centred,
         formula=formula,
         enter_formula=enter_formula,
     )
-    row_autograd.define(declared)
+    row_op.define(declared)
     _built.add(name)
     return _public(declared)
 
@@ -133,8 +134,8 @@ def _public(operator: RowOperator) -> Callable[..., Tensor]:
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
     signature = inspect.Signature(
         [
-            *(inspect.Parameter(name, kind, annotation=Tensor) for name in operator.streams),
-            *(inspect.Parameter(name, kind, default=None, annotation=Tensor | None) for name in operator.columns),
+            *(inspect.Parameter(name, kind, annotation=Tensor) for name in operator.entering),
+            *(inspect.Parameter(name, kind, default=None, annotation=Tensor | None) for name in operator.finishing),
             inspect.Parameter("eps", kind, default=1e-5, annotation=float),
         ],
         return_annotation=Tensor,
@@ -144,15 +145,9 @@ def _public(operator: RowOperator) -> Callable[..., Tensor]:
         bound = signature.bind(*arguments, **keywords)
         bound.apply_defaults()
         *tensors, eps = bound.arguments.values()
-        streams, columns = operator.split(tensors)
-        N, eps = _check(operator, streams, columns), float(eps)
-        symbolic = traced(*streams, *columns)
-        if transformed() or not _has_kernels(streams[0].device.type) or (symbolic and knows_only_aten(*tensors)):
-            dtype = output_dtype(streams[0].dtype, streams[0].device.type)
-            return row_formula.forward(operator, streams, N, columns, eps, dtype)
-        if symbolic:
-            return row_autograd.by_op(operator, streams, N, columns, eps)
-        return row_autograd.directly(operator, streams, N, columns, eps, kernels_on(streams[0].device))
+        N, x = _check(operator, tensors), tensors[0]
+        s = Settings(N, float(eps), output_dtype(x.dtype, x.device.type))
+        return row_autograd.call(operator, tuple(tensors), s)[0]
 
     call.__name__ = call.__qualname__ = operator.name
     call.__signature__ = signature  # type: ignore[attr-defined]
@@ -160,30 +155,18 @@ def _public(operator: RowOperator) -> Callable[..., Tensor]:
     return call
 
 
-def _has_kernels(device_type: str) -> bool:
-    return runs_triton(device_type)
-
-
-# As torch.compiler.assume_constant_result has it, whose call would import torch._dynamo.
-_has_kernels._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _check(operator: RowOperator, streams: tuple[Tensor, ...], columns: tuple[Tensor | None, ...]) -> int:
+def _check(operator: RowOperator, tensors: Sequence[Any]) -> int:
     """Raises for operands that do not fit each other.  Returns the row length."""
-    name, x = operator.name, streams[0]
-    for word, t in zip((*operator.streams, *operator.columns), (*streams, *columns)):
-        if t is None and word in operator.columns:
+    name, x = operator.name, tensors[0]
+    for (word, operand), t in zip(operator.operands.items(), tensors):
+        if t is None and operand.absent is not None:
             continue
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}(): argument '{word}' must be Tensor, not {type(t).__name__}")
-        shape = x.shape if word in operator.streams else x.shape[-1:]
+        shape = x.shape if operand.kind == ROWS else x.shape[-1:]
         if t.dim() == 0 or t.shape != shape:
             raise RuntimeError(f"{name}: Expected {word} size {list(shape)}, got {list(t.shape)}")
-        if t.device != x.device:
-            raise RuntimeError(
-                f"Expected all tensors to be on the same device, but got {word} is on {t.device}, "
-                f"different from other tensors on {x.device} (when checking argument in method {name})"
-            )
+        check_device(name, word, t, x.device)
         if t.dtype not in DTYPES or (t.dtype != x.dtype and not (t.dtype == torch.float32 and x.dtype in HALF)):
             raise RuntimeError(f"{name}: expected {word} of dtype {x.dtype}, or float32 for 16 bits, got {t.dtype}")
     return math.prod(x.shape[-1:])

@@ -198,7 +198,8 @@ def table(tried: dict[Key, list[Trial]]) -> str:
         for trial in trials:
             c = trial.config
             found = f"{trial.seconds * 1e6:9.2f} us" if trial.error is None else f"rejected: {trial.error}"
-            tile = f"tile {c.block_m}x{c.block_n}{f'x{c.pieces}' if c.pieces > 1 else ''}".ljust(17)
+            row = f"{c.block_n}{f'x{c.pieces}' if c.pieces > 1 else ''}{f'+{c.rest}' if c.rest else ''}"
+            tile = f"tile {c.block_m}x{row}".ljust(17)
             how = f"{tile} warps {c.num_ctas}x{c.num_warps:<3} stages {c.num_stages}  programs {c.programs}"
             lines.append(f"  {'step by step'.ljust(len(how)) if c == STEPS else how}  {found}")
     return "\n".join(lines)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -15,8 +15,9 @@ from tritonln.configurations.lookup import Clock, current_policy, known, measuri
 from tritonln.configurations.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
-from tritonln.inspect import report as report_of
-from tritonln.launches import launch_of, prepared
+from tritonln.inspect import reports as reports_of
+from tritonln.launch import tensors_in
+from tritonln.launches import launches_of, prepared
 from tritonln.tolerance import error, tolerance
 from tritonln.tuning import ranks
 from tritonln.tuning.model import bound, seconds
@@ -39,7 +40,7 @@ def nearest(tunable: Tunable, key: Key, device: Device, limit: int) -> list[Conf
     """The analytic choice and the candidates that differ least from it: in doublings of what it holds and shares."""
 
     def measures(c: Config) -> tuple[float, ...]:
-        values = c.pieces * c.block_m * c.block_n / (c.num_warps * c.num_ctas)
+        values = c.block_m * (c.pieces * c.block_n + c.rest) / (c.num_warps * c.num_ctas)
         doubled = (values, c.block_n, c.pieces, c.num_warps, c.num_ctas, max(1, c.programs))
         return (*map(math.log2, doubled), c.num_stages)
 
@@ -65,21 +66,23 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
     for config in nearest(tunable, key, device, limit):
         if config == STEPS:  # many kernels, and products that are not ours
             continue
-        call = launch_of(tunable, key, config, device, rows)
+        calls = launches_of(tunable, key, config, device, rows)
         try:
-            report = report_of(call, device, key.N, rows * tunable.steps)
-            if not report.resident:
-                raise MemoryError(f"no multiprocessor has {report.registers} registers a thread and {report.shared} B")
+            reports = reports_of(calls, device, key.N, rows * tunable.steps)
+            for r in reports:
+                if not r.resident:
+                    raise MemoryError(f"no multiprocessor has {r.registers} registers a thread and {r.shared} B")
         except Exception as failure:  # whatever the compiler says of a candidate
             trials.append(Trial(config, error=_line(failure)))
             continue
-        partial = [t for name, t in tunable.named(call.args).items() if tunable.per_program(name)]
-        read_later = sum(t.numel() * t.element_size() for t in partial) / device.bandwidth
-        found = seconds(report, rows * tunable.steps, device)
+        named = [pair for call in calls for pair in tunable.named(call.args).items()]
+        read_later = _bytes(t for name, t in named if tunable.per_program(name)) / device.bandwidth
+        found = sum(seconds(r, device) for r in reports)
         trials.append(Trial(config, found + read_later))
-        spills[config] = report.spills
-        fastest = tunable.latency_bound or found <= (1 + MODEL_ERROR) * bound(report, rows * tunable.steps, device)
-        if fastest and not report.spills:
+        spills[config] = sum(r.spills for r in reports)
+        least = bound(_bytes(t for call in calls for t in tensors_in(call.args) if t is not None), device)
+        fastest = tunable.latency_bound or found <= (1 + MODEL_ERROR) * least
+        if fastest and not spills[config]:
             break
     choice = tunable.choice(key, device)
     return sorted(
@@ -198,6 +201,11 @@ def _copies(tunable: Tunable, key: Key, M: int, device: Device) -> int:
     """As many problems as together are twice the last-level cache."""
     size = sum(dtype.itemsize * math.prod(tunable.shape(name, M, key.N, 1)) for name, dtype in key.operands.items())
     return max(1, min(16, 2 * device.l2 // size))
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of all, each counted once."""
+    return sum(t.numel() * t.element_size() for t in {id(t): t for t in tensors}.values())
 
 
 def _microseconds(trial: Trial) -> float:

@@ -96,6 +96,10 @@ def _add(c: Compiler, ins: Instruction) -> Run:
     if _floats(ins):
         return floating(c, ins, function, 2)
     only(ins)
+    if ins.op[-1] in ("s16x2", "u16x2"):
+        low, high = np.uint32(0xFFFF), np.uint32(0xFFFF0000)
+        halves: Function = lambda a, b: function(a, b) & low | function(a & high, b & high)  # noqa: E731
+        return elementwise(c, ins, halves, "u", 32, 2)
     return elementwise(c, ins, function, "u", kind_of(ins)[1], 2)
 
 

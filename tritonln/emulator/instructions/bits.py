@@ -1,4 +1,4 @@
-"""and, or, xor, not, lop3, shl, shr, bfe, bfi, prmt, popc, clz, brev."""
+"""and, or, xor, not, lop3, shl, shr, shf, bfe, bfi, prmt, popc, clz, brev."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from tritonln.emulator.instructions.compiler import (
     handles,
     kind_of,
     only,
+    poison_unset,
     slot_of,
     value_of,
 )
-from tritonln.emulator.ptx import Instruction
+from tritonln.emulator.ptx import Instruction, Reg
 
 _u64 = np.uint64
 
@@ -75,6 +76,22 @@ def _shift(c: Compiler, ins: Instruction) -> Run:
     return run
 
 
+@handles("shf")
+def _funnel_shift(c: Compiler, ins: Instruction) -> Run:
+    """{b, a} shifted by at most 32, wrapped or clamped: left the upper half of the result, right the lower."""
+    only(ins, "l", "r", "wrap", "clamp")
+    low, high, by = (c.typed(o, "u", 32) for o in ins.operands[1:4])
+    slot, left, wrap = slot_of(ins.operands[0]), "l" in ins.op, "wrap" in ins.op
+
+    def run(g: Group) -> None:
+        R = g.R
+        both = low(R).astype(_u64) | (high(R).astype(_u64) << _u64(32))
+        n = (by(R) & np.uint32(31) if wrap else np.minimum(by(R), 32)).astype(_u64)
+        R[slot] = ((both << n) >> _u64(32) if left else both >> n).astype(np.uint32)
+
+    return run
+
+
 @handles("bfe")
 def _bfe(c: Compiler, ins: Instruction) -> Run:
     """A field of `length` bits from bit `position`; past the top of a signed value are copies of its sign."""
@@ -122,10 +139,11 @@ def _prmt(c: Compiler, ins: Instruction) -> Run:
     """Four of the eight bytes of {b, a}; bit 3 of a choice asks for eight copies of the byte's sign."""
     only(ins)
     a, b, s = (c.typed(o, "u", 32) for o in ins.operands[1:4])
-    slot = slot_of(ins.operands[0])
+    slot, read = slot_of(ins.operands[0]), [o.slot for o in ins.operands[1:3] if isinstance(o, Reg)]
 
     def run(g: Group) -> None:
         R = g.R
+        poison_unset(R, read, np.uint32)
         both = a(R).astype(_u64) | (b(R).astype(_u64) << _u64(32))
         selector, result = s(R).astype(_u64), np.zeros((1, 1), np.uint32)
         for i in range(4):

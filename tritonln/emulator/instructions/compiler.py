@@ -7,7 +7,7 @@ of the lanes that execute them; all else is computed for every lane and merged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,13 @@ def poison(dtype: Any) -> Array:
     if dtype is np.bool_:
         return np.array([[True]])
     return np.array([[0xFFFFDEADFFFFDEAD & ((1 << 8 * dtype(0).itemsize) - 1)]], dtype)
+
+
+def poison_unset(R: list[Any], slots: Sequence[int], dtype: Any) -> None:
+    """Of what is put together a part may be nothing, and then nobody may read it: a NaN shows who does."""
+    for slot in slots:
+        if R[slot] is None:
+            R[slot] = poison(dtype)
 
 
 # ---- for the handlers -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tritonln.emulator.instructions.compiler import (
     handles,
     kind_of,
     only,
-    poison,
+    poison_unset,
     slot_of,
 )
 from tritonln.emulator.ptx import Instruction, Reg, Special, Vector
@@ -75,9 +75,7 @@ def _pack(c: Compiler, ins: Instruction, s: Vector) -> Run:
 
     def run(g: Group) -> None:
         R = g.R
-        for unset in slots:  # half of a pair may be nothing, and then nobody may read it: a NaN shows who does
-            if R[unset] is None:
-                R[unset] = poison(U[part])
+        poison_unset(R, slots, U[part])
         x = sources[0](R).astype(dtype)
         for i, get in enumerate(sources[1:], 1):
             x = x | (get(R).astype(dtype) << dtype(i * part))
@@ -103,6 +101,7 @@ def _cvt(c: Compiler, ins: Instruction) -> Run:
     """Floats to integers saturate, NaN to 0; .sat of a float is within [0, 1]; integers wrap, with .sat they do not."""
     to, source = ins.op[-2], ins.op[-1]
     get, put = _read(c, ins, source), _write(ins, to)
+    read = [o.slot for o in ins.operands[1:] if isinstance(o, Reg)]
     if to in ("bf16x2", "f16x2"):
         only(ins, "rn", "relu", to)
         high, low = (c.typed(o, "f", 32) for o in ins.operands[1:3])
@@ -117,9 +116,23 @@ def _cvt(c: Compiler, ins: Instruction) -> Run:
             return (a.astype(np.uint32) << np.uint32(16)) | b
 
         def pair(g: Group) -> None:
+            poison_unset(g.R, read, np.uint32)
             g.R[slot] = halves(high(g.R), low(g.R))
 
         return pair
+    if to in floats.MANTISSA8:
+        only(ins, "rn", "satfinite", to, source)
+        if source != "f32":
+            raise NotImplementedError(str(ins))
+        high, low = (c.typed(o, "f", 32) for o in ins.operands[1:3])
+        slot = slot_of(ins.operands[0])
+
+        def bytes8(g: Group) -> None:
+            poison_unset(g.R, read, np.uint32)
+            a, b = (floats.to_8_bits(x(g.R), to) for x in (high, low))
+            g.R[slot] = (a << np.uint16(8)) | b
+
+        return bytes8
     if to == "tf32":
         if "rna" not in ins.op:
             raise NotImplementedError(str(ins))

@@ -1,4 +1,4 @@
-"""What autograd does with a recurrent operator: its arguments are tensors, the lengths, and constants."""
+"""What autograd does with a recurrent operator: its arguments are tensors, lengths and resets, and constants."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from tritonln.ops import library
 from tritonln.ops.contract import beyond_numbers, traced
 from tritonln.ops.recurrent import plain
 from tritonln.ops.recurrent.shared import present
@@ -16,7 +17,7 @@ class Arguments(NamedTuple):
     """Those of an operator, in groups."""
 
     inputs: tuple[Any, ...]  # what has a gradient
-    lengths: Tensor | None
+    masks: tuple[Tensor | None, Tensor | None]  # lengths and resets
     constants: tuple[Any, ...]
 
 
@@ -25,21 +26,21 @@ class Backward(NamedTuple):
 
     inputs: int  # how many tensors have a gradient
     plain: Callable[..., tuple[Tensor, ...]]  # the operator in plain torch
-    op: Callable[..., Sequence[Tensor]]  # the custom op of its gradients
+    op: str  # the custom op of its gradients
     eager: Callable[..., Sequence[Tensor | None]]
 
     def save(self, ctx: Any, arguments: Arguments, results: Sequence[Tensor | None]) -> None:
-        ctx.save_for_backward(*arguments.inputs, arguments.lengths, *results)
+        ctx.save_for_backward(*arguments.inputs, *arguments.masks, *results)
         ctx.constants = arguments.constants
         ctx.set_materialize_grads(False)
 
     def __call__(self, ctx: Any, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
         """The gradients of the inputs, each None unless needed, from those of the results."""
-        tensors, needs = ctx.saved_tensors, ctx.needs_input_grad[: self.inputs]
-        inputs, lengths, saved = tensors[: self.inputs], tensors[self.inputs], tensors[self.inputs + 1 :]
+        n, tensors, needs = self.inputs, ctx.saved_tensors, ctx.needs_input_grad[: self.inputs]
+        inputs, masks, saved = tensors[:n], tensors[n : n + 2], tensors[n + 2 :]
         if beyond_numbers(*directions):
-            return plain.gradients(self.plain, inputs, (lengths, *ctx.constants), directions, needs)
+            return plain.gradients(self.plain, inputs, (*masks, *ctx.constants), directions, needs)
         if traced(*directions, *inputs):
-            found = self.op(*directions, inputs, saved, lengths, *ctx.constants, needs)
+            found = library.op(self.op)(*directions, inputs, saved, *masks, *ctx.constants, needs)
             return tuple(g if needed else None for g, needed in zip(found, needs))
-        return tuple(self.eager(*directions, inputs, present(saved), lengths, ctx.constants, needs))
+        return tuple(self.eager(*directions, inputs, present(saved), masks, ctx.constants, needs))

@@ -7,35 +7,47 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
+from tritonln.ops import library
 from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
 from tritonln.ops.recurrent import plain
 from tritonln.ops.recurrent.autograd import Arguments, Backward
-from tritonln.ops.recurrent.gru_sequence import backward, forward
+from tritonln.ops.recurrent.gru_sequence import GROUPS, backward, forward
+from tritonln.ops.recurrent.sharded import overridable
 from tritonln.ops.recurrent.shared import (
     autocast_dtype,
     cast,
     check,
     check_lengths,
+    check_norms,
+    check_resets,
     fake_gradients,
     filled,
     present,
     real,
+    total_bias,
 )
 
 
+@overridable
 def layer_norm_gru(
     x: Tensor,
     h0: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    ln_ih_weight: Tensor,
-    ln_hh_weight: Tensor,
+    bias_ih: Tensor | None = None,
+    bias_hh: Tensor | None = None,
+    ln_ih_weight: Tensor | None = None,
+    ln_hh_weight: Tensor | None = None,
     *,
-    joint: bool = False,
+    ln_weight: Tensor | None = None,
+    ln_bias: Tensor | None = None,
+    norm_groups: str = "paper",
+    reset: str = "recurrent",
+    update_bias: float = 0.0,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     eps: float = 1e-5,
     cuda_graph: bool = True,
@@ -48,17 +60,32 @@ def layer_norm_gru(
         n &= \tanh(\mathrm{LN}(W_{ih}^n x_t; w_{ih}, b_{ih}) + r \, \mathrm{LN}(W_{hh}^n h_{t-1}; w_{hh}, b_{hh})) \\
         h_t &= (1 - z) \, n + z \, h_{t-1}
 
-    The norms are over the 2H values of r and z and the H of n; where ``joint``, over all 3H together, as
-    some implementations do.  z keeps the old state as in torch; the paper's z is 1 - z.
+    The norms are over the 2H values of r and z and the H of n; with ``norm_groups="joint"`` over all 3H together, as
+    some implementations have it.  z keeps the old state as in torch; the paper's z is 1 - z.
+
+    With ``ln_weight`` it is the sum of the products that is normalized, with r inside of the norm or, with
+    ``reset="candidate"``, around all of it:
+
+    .. math::
+        (r, z) &= \sigma(\mathrm{LN}(W_{hh}^{rz} h_{t-1} + W_{ih}^{rz} x_t + b_{ih} + b_{hh}; w, b)) \\
+        n &= \tanh(\mathrm{LN}(W_{ih}^n x_t + b_{ih} + r \, (W_{hh}^n h_{t-1} + b_{hh}); w, b))
+             \quad\text{or} \\
+        n &= \tanh(r \, \mathrm{LN}(W_{hh}^n h_{t-1} + W_{ih}^n x_t + b_{ih} + b_{hh}; w, b))
 
     Args:
         x: ``(T, B, I)``; fp32, fp16, bf16 or fp64.
         h0: ``(B, H)``.
         weight_ih, weight_hh: ``(3H, I)`` and ``(3H, H)``, gates in torch's order r, z, n.
-        bias_ih, bias_hh: ``(3H,)``, the biases of the norms; both or neither.
+        bias_ih, bias_hh: ``(3H,)``, the biases of the norms, or of the products in the sum; both or neither.
         ln_ih_weight, ln_hh_weight: ``(3H,)``, the gains of the norms.
+        ln_weight, ln_bias: ``(3H,)``, gain and optional bias of the norm of the sum, in the place of those two.
+        norm_groups: ``"paper"``, ``"joint"`` or, of the sum, ``"gates"``: the H of each gate by themselves.
+        reset: ``"recurrent"``, which a joint norm of the sum cannot have; or, of the sum, ``"candidate"``.
+            The former has no kernel for sums: it runs in plain torch, which takes some twenty operators a step.
+        update_bias: added to the argument of the update 1 - z, a sigmoid as z is: -1 keeps more of the state.
         lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others, whose
             ``x`` is not read.
+        resets: ``(T, B)`` bool; where true, the step goes on from ``h0``, as where an episode begins.
         reverse: walk from the last step to the first.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
@@ -70,9 +97,9 @@ def layer_norm_gru(
         ``y, h_n``: h of every step ``(T, B, H)`` and the last, in ``x``'s dtype.  The state that steps hand
         on, all statistics and all sums are fp32 (fp64 for fp64 ``x``); the products see it rounded.
 
-    Saved for backward, beside the arguments: a step and row 9H values of ``x``'s dtype (W_ih x, its norm,
-    W_hh h), the states, H of ``x``'s dtype and, where that is 16-bit, of fp32, and 32 bytes of statistics (16
-    where ``joint``).  The results are the caller's to change in place.
+    Saved for backward, beside the arguments: a step and row 9H values of ``x``'s dtype (W_ih x, its norm, W_hh h;
+    3H where their sum is normalized), the states, H of ``x``'s dtype and, where that is 16-bit, of fp32, and 16 bytes
+    of statistics for each group, 8 for each of a sum.  The results are the caller's to change in place.
 
     Forward mode, torch.func's transforms, batched gradients, derivatives of derivatives (of any order) and
     torch.jit.trace run in plain torch, which takes some twenty operators a step.  Compiled code has first
@@ -89,6 +116,15 @@ def layer_norm_gru(
         x, h0, weight_ih, weight_hh = cast(dtype, x, h0, weight_ih, weight_hh)
     if (bias_ih is None) != (bias_hh is None):
         raise RuntimeError("layer_norm_gru: expected both or neither of bias_ih and bias_hh")
+    if (ln_ih_weight is None) != (ln_hh_weight is None) or (ln_hh_weight is None and ln_weight is None):
+        raise RuntimeError("layer_norm_gru: expected ln_ih_weight and ln_hh_weight, or ln_weight")
+    check_norms("layer_norm_gru", ln_hh_weight, ln_weight, ln_bias, norm_groups, ("paper", "joint", "gates"))
+    if reset not in ("recurrent", "candidate"):
+        raise RuntimeError(f"layer_norm_gru: expected reset one of recurrent, candidate, got {reset}")
+    if reset == "candidate" and ln_weight is None:
+        raise RuntimeError("layer_norm_gru: expected ln_weight where reset is 'candidate'")
+    if reset == "recurrent" and ln_weight is not None and norm_groups == "joint":
+        raise RuntimeError("layer_norm_gru: expected reset 'candidate' where the sum has one norm, which r comes from")
     H, I = h0.shape[-1], x.shape[-1]
     check(
         "layer_norm_gru",
@@ -101,18 +137,28 @@ def layer_norm_gru(
             "bias_hh": (bias_hh, (3 * H,)),
             "ln_ih_weight": (ln_ih_weight, (3 * H,)),
             "ln_hh_weight": (ln_hh_weight, (3 * H,)),
+            "ln_weight": (ln_weight, (3 * H,)),
+            "ln_bias": (ln_bias, (3 * H,)),
         },
         products=("h0", "weight_ih", "weight_hh"),
     )
     check_lengths("layer_norm_gru", lengths, x)
-    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    check_resets("layer_norm_gru", resets, x)
+    if update_bias:  # a part of the bias of z
+        shift = x.new_zeros(3 * H, dtype=arithmetic(x.dtype))
+        shift[H : 2 * H] = -float(update_bias)
+        if ln_weight is not None:
+            ln_bias = total_bias(ln_bias, shift)
+        else:
+            bias_ih, bias_hh = total_bias(bias_ih, shift), torch.zeros_like(shift) if bias_hh is None else bias_hh
+    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    arguments = (*tensors, lengths, reverse, joint, float(eps), cuda_graph)
+    arguments = (*tensors, lengths, resets, reverse, norm_groups, float(eps), cuda_graph)
     h: Any
-    if transformed():
-        save, (h,) = False, plain.gru(*arguments)  # autograd saves what it needs
+    if transformed() or (ln_weight is not None and reset == "recurrent"):
+        save, (h,) = False, plain.gru(*arguments, reset=reset)  # autograd saves what it needs
     elif traced(*tensors):
-        h, *_ = layer_norm_gru_op(*arguments, save)
+        h, *_ = library.op("layer_norm_gru")(*arguments, save)
     elif save:
         h = _LayerNormGRU.apply(*arguments)
     else:
@@ -134,87 +180,87 @@ class _LayerNormGRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dh), None, None, None, None, None
+        return *_backward(ctx, dh), None, None, None, None, None, None
 
 
 def _grouped(arguments: tuple[Any, ...]) -> Arguments:
-    return Arguments(arguments[:8], arguments[8], arguments[9:13])
+    return Arguments(arguments[:10], arguments[10:12], arguments[12:16])
 
 
 # ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
 
 
-@torch.library.custom_op("tritonln::layer_norm_gru", mutates_args=())
-def layer_norm_gru_op(
+def _op(
     x: Tensor,
     h0: Tensor,
     weight_ih: Tensor,
     weight_hh: Tensor,
     bias_ih: Tensor | None,
     bias_hh: Tensor | None,
-    ln_ih_weight: Tensor,
-    ln_hh_weight: Tensor,
+    ln_ih_weight: Tensor | None,
+    ln_hh_weight: Tensor | None,
+    ln_weight: Tensor | None,
+    ln_bias: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
-    joint: bool,
+    norm_groups: str,
     eps: float,
     cuda_graph: bool,
     save: bool,
 ) -> list[Tensor]:
     refuse_tangents("layer_norm_gru")
-    inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
-    h, *saved = forward(inputs, lengths, (reverse, joint, eps, cuda_graph), save)
-    return list(filled(x, h, *(saved if save else [None] * 9)))
+    inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
+    h, *saved = forward(inputs, (lengths, resets), (reverse, norm_groups, eps, cuda_graph), save)
+    return list(filled(x, h, *(saved if save else [None] * 8)))
 
 
-@layer_norm_gru_op.register_fake
-def _(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
-    joint, save = rest[-4], rest[-1]
+def _fake(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
+    ln_weight, norm_groups, save = rest[6], rest[-4], rest[-1]
     (T, B, _), H, dtype = x.shape, h0.shape[1], arithmetic(x.dtype)
     h = x.new_empty((T + 1, B, H))
     if not save:
-        return list(filled(x, h, *[None] * 9))
-    width = 3 * H if joint else 2 * H
+        return list(filled(x, h, *[None] * 8))
+    summed, G = ln_weight is not None, (2 + GROUPS[norm_groups]) // GROUPS[norm_groups]
+    joint = summed or norm_groups == "joint"
     return list(
         filled(
             x,
             h,
             None if x.dtype == dtype else x.new_empty((T + 1, B, H), dtype=dtype),
-            x.new_empty((T, B, 3 * H)),
-            x.new_empty((T, B, width)),
+            None if summed else x.new_empty((T, B, 3 * H)),
+            x.new_empty((T, B, 3 * H if joint else 2 * H)),
             None if joint else x.new_empty((T, B, H)),
-            x.new_empty((T * B, 2), dtype=dtype),
+            None if summed else x.new_empty((T * B, 2), dtype=dtype),
             None if joint else x.new_empty((T * B, 2), dtype=dtype),
-            x.new_empty((T, B, 3 * H)),
-            x.new_empty((T, B, 2), dtype=dtype),
-            None if joint else x.new_empty((T, B, 2), dtype=dtype),
+            None if summed else x.new_empty((T, B, 3 * H)),
+            x.new_empty((T, G, B, 2), dtype=dtype),
         )
     )
 
 
-@torch.library.custom_op("tritonln::layer_norm_gru_backward", mutates_args=())
-def layer_norm_gru_backward_op(
+def _backward_op(
     dh: Tensor | None,
     inputs: Sequence[Tensor | None],
     saved: Sequence[Tensor | None],
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
-    joint: bool,
+    norm_groups: str,
     eps: float,
     cuda_graph: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     inputs = real(inputs)
-    found = backward(dh, inputs, present(saved), lengths, (reverse, joint, eps, cuda_graph), needs)
+    found = backward(dh, inputs, present(saved), (lengths, resets), (reverse, norm_groups, eps, cuda_graph), needs)
     return list(filled(inputs[0], *found))
 
 
-@layer_norm_gru_backward_op.register_fake
-def _(dh: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
+def _fake_backward(dh: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
     return fake_gradients(inputs, rest[-1])
 
 
-_backward = Backward(8, plain.gru, layer_norm_gru_backward_op, backward)
+_backward = Backward(10, plain.gru, "layer_norm_gru_backward", backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -223,14 +269,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 
 def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return *_backward(ctx, gradients[0]), None, None, None, None, None, None
+    return *_backward(ctx, gradients[0]), None, None, None, None, None, None, None
 
 
-layer_norm_gru_op.register_autograd(_op_backward, setup_context=_setup_context)
-
-
-@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm_gru.default)
-def _(*arguments: Any) -> list[Tensor]:
+def _decomposed(*arguments: Any) -> list[Tensor]:
     """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
     (h,) = plain.gru(*arguments[:-1])
-    return list(filled(h, h, *[None] * 9))
+    return list(filled(h, h, *[None] * 8))
+
+
+library.define(
+    "layer_norm_gru",
+    infer_schema(_op, mutates_args=()),
+    _op,
+    _fake,
+    backward=_op_backward,
+    setup_context=_setup_context,
+    decomposition=_decomposed,
+)
+library.define("layer_norm_gru_backward", infer_schema(_backward_op, mutates_args=()), _backward_op, _fake_backward)

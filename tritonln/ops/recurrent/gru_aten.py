@@ -10,8 +10,15 @@ import torch
 from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.recurrent.lstm_aten import INPUT_ONLY, norm_backward, sigmoid_backward, tanh_backward
-from tritonln.ops.recurrent.shared import GRUSteps, order, running, states
+from tritonln.ops.recurrent.lstm_aten import (
+    INPUT_ONLY,
+    joined,
+    norm_backward,
+    norms,
+    sigmoid_backward,
+    tanh_backward,
+)
+from tritonln.ops.recurrent.shared import GRUSteps, before, gone_on_from, order, running, states, widths
 
 
 def forward(
@@ -20,73 +27,69 @@ def forward(
     h0: Tensor,
     s: GRUSteps,
     save: bool,
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """As gru_steps.forward."""
-    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
+    weight_hh, bias, gain, lengths, starts, reverse, group, summed, eps = s
     (T, B, _), H, dtype = x_rz.shape, h0.shape[-1], arithmetic(x_rz.dtype)
     state = states(T, h0, dtype, reverse)
     h = state if x_rz.dtype == dtype else states(T, h0, x_rz.dtype, reverse)
-    p = x_rz.new_empty((T if save else 1, B, 3 * H))
-    widths = (3 * H,) if joint else (2 * H, H)
-    w_hh = ln_hh_weight.to(dtype).split(widths)
-    b_n = None if bias_hh is None else bias_hh[2 * H :].to(dtype)
+    p = x_rz if summed else x_rz.new_empty((T if save else 1, B, 3 * H))
+    groups = widths(3, group, H)
+    w_hh, b_hh = gain.to(dtype), None if bias is None else bias.to(dtype)
+    b_n = None if b_hh is None or summed else b_hh[2 * H :]
     runs = None if lengths is None else running(T, lengths)
-    moments: list[list[Tensor]] = [[], [], [], []]
+    moments: list[tuple[Tensor, Tensor]] = []
     weight_hh = weight_hh.t()
     inputs = (state, h, p.expand(T, -1, -1), x_rz[..., : 2 * H], x_n)
     old, hs, ps, xs_rz, xs_n = (each.unbind(0) for each in inputs)
+    initial = T if reverse else 0
     for t, previous, current in order(T, reverse):
-        p_t = torch.mm(hs[previous], weight_hh, out=ps[t]).to(dtype).split_with_sizes(widths, 1)
-        rz, mean, rstd = torch.native_layer_norm(p_t[0], widths[:1], w_hh[0], None, eps)
-        found = [mean, rstd]
-        if joint:
-            rz, m = rz.split_with_sizes((2 * H, H), 1)
-            m = m if b_n is None else m + b_n
+        h_before, state_before = (before(slots, starts, previous, initial) for slots in (hs, old))
+        p_t = ps[t].addmm_(h_before, weight_hh) if summed else torch.mm(h_before, weight_hh, out=ps[t])
+        gates, found = norms(p_t.to(dtype), groups, w_hh, b_hh if summed else None, eps)
+        moments += found
+        rz, m = gates.split_with_sizes((2 * H, H), 1)
+        if summed:
+            r, z = rz.sigmoid_().split_with_sizes((H, H), 1)
+            n = torch.mul(r, m).tanh_()
         else:
-            m, *more = torch.native_layer_norm(p_t[1], (H,), w_hh[1], b_n, eps)
-            found += more
-        for kept, new in zip(moments, found):
-            kept.append(new)
-        r, z = rz.add_(xs_rz[t]).sigmoid_().split_with_sizes((H, H), 1)
-        n = torch.addcmul(xs_n[t], r, m).tanh_()
-        new_h = torch.lerp(n, old[previous], z, out=old[current])
+            m = m if b_n is None else m + b_n
+            r, z = rz.add_(xs_rz[t]).sigmoid_().split_with_sizes((H, H), 1)
+            n = torch.addcmul(xs_n[t], r, m).tanh_()
+        new_h = torch.lerp(n, state_before, z, out=old[current])
         if runs is not None:
             torch.where(runs[t], new_h, old[previous], out=new_h)
         if h is not state:
             hs[current].copy_(new_h)
     if not save:
-        return h, None, None, None, None
-    steps = slice(None, None, -1) if reverse else slice(None)
-    stats = [
-        torch.cat([torch.cat(part[steps]) for part in moments[k : k + 2]], -1).view(T, B, 2)
-        for k in (0, 2)
-        if moments[k]
-    ]
-    return h, None if h is state else state, p, stats[0], None if joint else stats[1]
+        return h, None, None, None
+    return h, None if h is state else state, None if summed else p, joined(moments, reverse, T)
 
 
 def backward(
     dy: Tensor | None,
     x_rz: Tensor,
     x_n: Tensor,
-    p: Tensor,
-    stats_rz: Tensor,
-    stats_n: Tensor | None,
+    p: Tensor | None,
+    stats: Tensor,
     state: Tensor,
     s: GRUSteps,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As gru_steps.backward, but the norms are computed again, and with them the statistics."""
-    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
+    weight_hh, bias, gain, lengths, starts, reverse, group, summed, eps = s
     (T, B, _), H, dtype = x_rz.shape, state.shape[-1], arithmetic(x_rz.dtype)
-    before = slice(1, None) if reverse else slice(None, -1)
-    widths = (3 * H,) if joint else (2 * H, H)
-    rows = [part.contiguous() for part in p.to(dtype).split(widths, -1)]
-    w_hh = ln_hh_weight.to(dtype).split(widths)
-    norms = [torch.native_layer_norm(row, (N,), w, None, eps) for row, N, w in zip(rows, widths, w_hh)]
-    rz, m = norms[0][0].split((2 * H, H), -1) if joint else (norms[0][0], norms[1][0])
-    m = m if bias_hh is None else m + bias_hh[2 * H :]
-    r, z = rz.add_(x_rz[..., : 2 * H]).sigmoid_().split((H,) * 2, -1)
-    n = torch.addcmul(x_n.to(dtype), r, m).tanh_()
+    groups = widths(3, group, H)
+    p = x_rz if p is None else p
+    w_hh, b_hh = gain.to(dtype), None if bias is None else bias.to(dtype)
+    gates, moments = norms(p.to(dtype), groups, w_hh, b_hh if summed else None, eps)
+    rz, m = gates.split((2 * H, H), -1)
+    if summed:
+        r, z = rz.sigmoid_().split((H,) * 2, -1)
+        n = torch.mul(r, m).tanh_()
+    else:
+        m = m if b_hh is None else m + b_hh[2 * H :]
+        r, z = rz.add_(x_rz[..., : 2 * H]).sigmoid_().split((H,) * 2, -1)
+        n = torch.addcmul(x_n.to(dtype), r, m).tanh_()
 
     # What dh is multiplied with in the gradient of each gate before its activation, and of m.  The products take its
     # place: new memory costs time.
@@ -94,7 +97,7 @@ def backward(
     d_r, d_z, d_n = dgates.split((H,) * 3, -1)
     tanh_backward(1 - z, n, grad_input=d_n)
     sigmoid_backward(d_n * m, r, grad_input=d_r)
-    sigmoid_backward(state[before] - n, z, grad_input=d_z)
+    sigmoid_backward(gone_on_from(state, starts, reverse) - n, z, grad_input=d_z)
     dm = d_n * r
     if lengths is not None:
         runs = running(T, lengths)
@@ -103,24 +106,29 @@ def backward(
         z = torch.where(runs, z, 1)
 
     dp = torch.empty_like(p)
-    dh = torch.zeros_like(state[0])
+    dh, dh0 = torch.zeros_like(state[0]), torch.zeros_like(state[0])
     dys = None if dy is None else dy.unbind(0)
     products = list(zip(*(each.unbind(0) for each in (d_r, d_z, d_n, dm))))
     d_rz, zs, dps = (each.unbind(0) for each in (dgates[..., : 2 * H], z, dp))
-    groups = [
+    rows = (part.contiguous() for part in p.to(dtype).split(groups, -1))
+    normalized = [
         (N, w, row.unbind(0), mean.unbind(0), rstd.unbind(0))
-        for N, w, row, (_, mean, rstd) in zip(widths, w_hh, rows, norms)
+        for N, w, row, (mean, rstd) in zip(groups, w_hh.split(groups), rows, moments)
     ]
-    for t, _, current in reversed(order(T, reverse)):
+    for t, previous, current in reversed(order(T, reverse)):
         if dys is not None:
             dh += dys[current]
         for product in products[t]:
             product.mul_(dh)
-        dq = d_rz[t], products[t][3]
+        dq = torch.cat((d_rz[t], products[t][3]), 1).split_with_sizes(groups, 1)
         parts = [
             norm_backward(d, row[t], (N,), mean[t], rstd[t], w, None, INPUT_ONLY)[0]
-            for d, (N, w, row, mean, rstd) in zip((torch.cat(dq, 1),) if joint else dq, groups)
+            for d, (N, w, row, mean, rstd) in zip(dq, normalized)
         ]
         torch.cat(parts, 1, out=dps[t])
-        dh = torch.addcmul((dps[t] @ weight_hh).to(dtype), dh, zs[t])
-    return dgates.to(p.dtype), dm.to(p.dtype), dp, dh
+        dh_t, dh = dh, torch.addcmul((dps[t] @ weight_hh).to(dtype), dh, zs[t])
+        if starts is not None:
+            anew = starts[previous, :, None]
+            dh0 += dh_t * zs[t] * anew
+            dh = torch.where(anew, 0, dh)
+    return dgates.to(p.dtype), dm.to(p.dtype), dp, dh + dh0

@@ -30,16 +30,18 @@ def _kernels() -> tuple[Any, Any]:
     return gru_step_fwd, gru_step_bwd
 
 
-def _plan(of: Tunable, H: int, joint: bool, c: Config, device: Device) -> Plan:
+PAPER = 2  # the variant that is tuned: gates that are normalized together
+
+
+def _plan(of: Tunable, H: int, group: int, c: Config, device: Device) -> Plan:
     (kernel,) = of.kernels()
-    return Plan(
-        Launch(kernel, (H, *widths(H, joint), joint, c.block_m, c.block_n), device, c.num_warps, of=of), c.block_m, 0
-    )
+    constants = (H, *x_widths(H, group), group, c.block_m, c.block_n)
+    return Plan(Launch(kernel, constants, device, c.num_warps, of=of), c.block_m, 0)
 
 
-def widths(H: int, joint: bool) -> tuple[int, int]:
-    """Of the rows of x_rz and x_n."""
-    return (3 * H, 3 * H) if joint else (2 * H, H)
+def x_widths(H: int, group: int) -> tuple[int, int]:
+    """Of the rows of x_rz and x_n, which are one tensor where all gates are normalized together."""
+    return (3 * H, 3 * H) if group == 3 else (2 * H, H)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
@@ -47,22 +49,22 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
     for gain in dict.fromkeys((x, wide)):
         for stats in (wide, None):
             known = {"x_rz": x, "x_n": x, "p": x, "w_hh": gain, "b_hh": gain, "state": wide}
-            yield FORWARD.key(H, **known, h=None if x == wide else x, stats_rz=stats, stats_n=stats)
+            yield FORWARD.key(H, **known, h=None if x == wide else x, stats=stats)
 
 
-# A step at t = 0, with the paper's two groups.  One group is the same work but for a reduction, and has the same key.
+# A step at t = 0, with the paper's two groups.  Others are the same work but for reductions, and have the same key.
 FORWARD: Tunable = Tunable(
     name="gru_step_fwd",
     operands={
         **{"x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N", "lengths": "M"},
-        **{"state": "2 M N", "h": "2 M N", "stats_rz": "1 M 2", "stats_n": "1 M 2"},
+        **{"starts": "2 M", "state": "2 M N", "h": "2 M N", "stats": "2 M 2", "multiplied": "M N"},
     },
-    results=("stats_rz", "stats_n"),
+    results=("stats", "multiplied"),
     updated=("state", "h"),
     kernels=lambda: _kernels()[:1],
-    plan=lambda key, c, device: _plan(FORWARD, key.N, False, c, device),
+    plan=lambda key, c, device: _plan(FORWARD, key.N, PAPER, c, device),
     keys=_forward_keys,
-    scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
+    scalars=lambda M: (0, 0, 1, 0, 0, M, 1e-5),
     **recurrent.OF_STEPS,
 )
 
@@ -71,22 +73,22 @@ def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
         known = {"dy": x, "dh": x, "x_rz": x, "x_n": x, "p": x, "w_hh": gain, "b_hh": gain, "state": wide}
-        yield BACKWARD.key(H, **known, stats_rz=wide, stats_n=wide, kept=wide, dgates=x, dm=x, dp=x)
+        yield BACKWARD.key(H, **known, stats=wide, kept=wide, dgates=x, dm=x, dp=x)
 
 
 BACKWARD: Tunable = Tunable(
     name="gru_step_bwd",
     operands={
         **{"dy": "2 M N", "dh": "M N", "x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N"},
-        **{"lengths": "M", "state": "2 M N", "stats_rz": "1 M 2", "stats_n": "1 M 2", "kept": "M N"},
-        **{"dgates": "1 M 3N", "dm": "1 M N", "dp": "1 M 3N"},
+        **{"lengths": "M", "starts": "2 M", "state": "2 M N", "stats": "2 M 2"},
+        **{"kept": "M N", "dh0": "M N", "dgates": "1 M 3N", "dm": "1 M N", "dp": "1 M 3N"},
     },
     results=("dgates", "dm", "dp"),
-    updated=("kept",),
+    updated=("kept", "dh0"),
     kernels=lambda: _kernels()[1:],
-    plan=lambda key, c, device: _plan(BACKWARD, key.N, False, c, device),
+    plan=lambda key, c, device: _plan(BACKWARD, key.N, PAPER, c, device),
     keys=_backward_keys,
-    scalars=lambda M: (0, 0, 1, M),
+    scalars=lambda M: (0, 0, 1, 0, M),
     **recurrent.OF_STEPS,
 )
 
@@ -94,30 +96,33 @@ register(FORWARD, BACKWARD)
 
 
 @planned
-def forward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+def forward_plan(H: int, group: int, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     """For operands of these dtypes, in the kernel's order; None where there is none."""
     key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
-    return _plan(FORWARD, H, joint, config_for(FORWARD, key, device), device)
+    return _plan(FORWARD, H, group, config_for(FORWARD, key, device), device)
 
 
 @planned
-def backward_plan(H: int, joint: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+def backward_plan(H: int, group: int, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
-    return _plan(BACKWARD, H, joint, config_for(BACKWARD, key, device), device)
+    return _plan(BACKWARD, H, group, config_for(BACKWARD, key, device), device)
 
 
 def forward_plan_of(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan:
     wide = arithmetic(x)
     stats = wide if save else None
-    known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide)
-    dtypes = (*known, None if x == wide else x, stats, stats)
-    return forward_plan(s.weight_hh.shape[1], s.joint, dtypes, device)
+    given = None if s.summed else x
+    known = (given, given, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)), wide)
+    dtypes = (*known, None if x == wide else x, stats, None if s.starts is None else x)
+    return forward_plan(s.weight_hh.shape[1], s.group, dtypes, device)
 
 
 def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan:
     wide = arithmetic(x)
-    known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
-    return backward_plan(s.weight_hh.shape[1], s.joint, (*known, wide, wide, x, x, x), device)
+    given = None if s.summed else x
+    known = (dy, x, given, given, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)), wide)
+    dh0 = None if s.starts is None else wide
+    return backward_plan(s.weight_hh.shape[1], s.group, (*known, wide, wide, dh0, x, x, x), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
@@ -125,67 +130,72 @@ def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device
 
 def forward(
     x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, cuda_graph: bool, device: Device
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """(h, state, p, stats_rz, stats_n) of all steps.
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """(h, state, p, stats) of all steps.  Where the sum of products is normalized, it takes the place of x_rz.
 
     h (T + 1, B, H) with the initial state in its slot, and the same in fp32, None where h is fp32 (fp64);
-    p = W_hh h and the statistics of its groups, None unless saved.
+    p = W_hh h and the statistics of its groups, None unless saved, and p also where the sum is normalized.
     """
     (T, B, _), H, dtype = x_rz.shape, h0.shape[-1], arithmetic(x_rz.dtype)
-    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, eps = s
+    weight_hh, bias, gain, lengths, starts, reverse, group, summed, eps = s
     plan = forward_plan_of(x_rz.dtype, s, save, device)
     h = states(T, h0, x_rz.dtype, reverse)
     state = None if x_rz.dtype == dtype else states(T, h0, dtype, reverse)
-    p = x_rz.new_empty((T if save else 1, B, 3 * H))
-    stats_rz = p.new_empty((T, B, 2), dtype=dtype) if save else None
-    stats_n = p.new_empty((T, B, 2), dtype=dtype) if save and not joint else None
+    p = x_rz if summed else x_rz.new_empty((T if save else 1, B, 3 * H))
+    stats = p.new_empty((T, (2 + group) // group, B, 2), dtype=dtype) if save else None
+    multiplied = None if starts is None else h0.contiguous().clone()
     tensors = (
-        *(x_rz, None if joint else x_n, h, state, p, stats_rz, stats_n),
-        *(weight_hh, ln_hh_weight, bias_hh, lengths),
+        *(None if summed else x_rz, None if summed or group == 3 else x_n, h, state, p, stats, multiplied),
+        *(weight_hh, gain, bias, lengths, starts),
     )
     step_graphs.run(forward_steps, tensors, range(2, 7), (reverse, eps, plan), cuda_graph, device)
-    return (h, state, p, stats_rz, stats_n) if save else (h, None, None, None, None)
+    return (h, state, None if summed else p, stats) if save else (h, None, None, None)
 
 
-def candidate(x_rz: Tensor, x_n: Tensor | None, H: int) -> Tensor:
+def candidate(x_rz: Tensor | None, x_n: Tensor | None, H: int) -> Tensor | None:
     """x_n, which lies in the rows of x_rz where both are normalized together."""
-    return x_rz[..., 2 * H :] if x_n is None else x_n
+    return x_rz[..., 2 * H :] if x_n is None and x_rz is not None else x_n
 
 
 def forward_steps(
-    x_rz: Tensor,
+    x_rz: Tensor | None,
     x_n: Tensor | None,
     h: Tensor,
     state: Tensor | None,
     p: Tensor,
-    stats_rz: Tensor | None,
-    stats_n: Tensor | None,
+    stats: Tensor | None,
+    multiplied: Tensor | None,
     weight_hh: Tensor,
     w_hh: Tensor,
     b_hh: Tensor | None,
     lengths: Tensor | None,
+    starts: Tensor | None,
     reverse: bool,
     eps: float,
     plan: Plan,
 ) -> None:
-    (T, B, _), H = x_rz.shape, h.shape[-1]
+    """p is W_ih x where x_rz is None, and becomes the sum of both products."""
+    T, B, H = len(h) - 1, h.shape[1], h.shape[-1]
     both = (h, None) if state is None else (state, h)
-    tensors = [x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, *both, stats_rz, stats_n]
+    tensors = [x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, starts, *both, stats, multiplied]
     launch, weight_hh = plan.launch.repeated(plan.count(B), *tensors), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0)
     for t, previous, current in order(T, reverse):
         slot = t % len(ps)
-        torch.mm(hs[previous], weight_hh, out=ps[slot])
-        launch(t, previous, current, slot, B, eps)
+        h_before = hs[previous] if multiplied is None else multiplied
+        if x_rz is None:
+            ps[slot].addmm_(h_before, weight_hh)
+        else:
+            torch.mm(h_before, weight_hh, out=ps[slot])
+        launch(t, previous, current, T if reverse else 0, slot, B, eps)
 
 
 def backward(
     dy: Tensor | None,
     x_rz: Tensor,
     x_n: Tensor,
-    p: Tensor,
-    stats_rz: Tensor,
-    stats_n: Tensor | None,
+    p: Tensor | None,
+    stats: Tensor,
     state: Tensor,
     s: GRUSteps,
     cuda_graph: bool,
@@ -194,44 +204,49 @@ def backward(
     """(dgates, dm, dp, dh0) from the gradient dy of h: of the gates before their activations (T, B, 3H), of
     the candidate's recurrent part (T, B, H), and of p (T, B, 3H).
     """
+    weight_hh, bias, gain, lengths, starts, reverse, group, *_ = s
+    given = (None, None) if p is None else (x_rz, None if group == 3 else x_n)
+    p = x_rz if p is None else p
     T, B, H = len(p), p.shape[1], state.shape[-1]
-    weight_hh, bias_hh, ln_hh_weight, lengths, reverse, joint, _ = s
     plan = backward_plan_of(p.dtype, dtype_of(dy), s, device)
     dgates, dp = torch.empty_like(p), torch.empty_like(p)
     dm = p.new_empty((T, B, H))
     dh, kept = p.new_zeros((B, H)), state.new_zeros((B, H))
+    dh0 = None if starts is None else torch.zeros_like(kept)
     tensors = (
-        *(contiguous(dy), x_rz, None if joint else x_n, p, stats_rz, stats_n, state),
-        *(weight_hh, ln_hh_weight, bias_hh, lengths, dgates, dm, dp, dh, kept),
+        *(contiguous(dy), *given, p, stats, state),
+        *(weight_hh, gain, bias, lengths, starts, dgates, dm, dp, dh, kept, dh0),
     )
-    step_graphs.run(backward_steps, tensors, range(11, 16), (reverse, plan), cuda_graph, device)
-    return dgates, dm, dp, kept.add_(dh)
+    step_graphs.run(backward_steps, tensors, range(11, 17), (reverse, plan), cuda_graph, device)
+    kept += dh
+    return dgates, dm, dp, kept if dh0 is None else kept + dh0
 
 
 def backward_steps(
     dy: Tensor | None,
-    x_rz: Tensor,
+    x_rz: Tensor | None,
     x_n: Tensor | None,
     p: Tensor,
-    stats_rz: Tensor,
-    stats_n: Tensor | None,
+    stats: Tensor,
     state: Tensor,
     weight_hh: Tensor,
     w_hh: Tensor,
     b_hh: Tensor | None,
     lengths: Tensor | None,
+    starts: Tensor | None,
     dgates: Tensor,
     dm: Tensor,
     dp: Tensor,
     dh: Tensor,
     kept: Tensor,
+    dh0: Tensor | None,
     reverse: bool,
     plan: Plan,
 ) -> None:
     T, B, H = len(p), p.shape[1], state.shape[-1]
-    inputs = (x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, state, stats_rz, stats_n)
-    tensors = [dy, dh, *inputs, kept, dgates, dm, dp]
+    inputs = (x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, starts, state, stats)
+    tensors = [dy, dh, *inputs, kept, dh0, dgates, dm, dp]
     launch, dps = plan.launch.repeated(plan.count(B), *tensors), dp.unbind(0)
     for t, previous, current in reversed(order(T, reverse)):
-        launch(t, previous, current, B)
+        launch(t, previous, current, T if reverse else 0, B)
         torch.mm(dps[t], weight_hh, out=dh)

@@ -26,18 +26,14 @@ def _kernels() -> tuple[Any, Any]:
     return gru_persistent_fwd, gru_persistent_bwd
 
 
-def _constants(H: int, joint: bool) -> tuple[int, ...]:
-    return H, *stepwise.widths(H, joint), joint
-
-
 def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
-    x_rz, x_n, weight, w_hh, b_hh, lengths, state, h, p, stats_rz, stats_n, *_, eps = arguments
-    s = GRUSteps(weight, b_hh, w_hh, lengths, False, False, eps)
+    x_rz, x_n, weight, w_hh, b_hh, lengths, starts, state, h, p, stats, *_, eps = arguments
+    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, stepwise.PAPER, False, eps)
     launching = stepwise.forward_plan_of(x_rz.dtype, s, p is not None, device)
     room = x_rz.new_empty((1, x_rz.shape[1], len(weight))) if p is None else p
     h, state = (state, None) if h is None else (h, state)
-    written = (h, state, room, stats_rz, stats_n)
-    stepwise.forward_steps(x_rz, x_n, *written, weight, w_hh, b_hh, lengths, False, s.eps, launching)
+    written = (h, state, room, stats, None if starts is None else h[0].clone())
+    stepwise.forward_steps(x_rz, x_n, *written, weight, w_hh, b_hh, lengths, starts, False, s.eps, launching)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | None]]:
@@ -45,55 +41,61 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | No
     for gain in dict.fromkeys((x, wide)):
         for p, stats in ((x, wide), (None, None)):
             known = {"x_rz": x, "x_n": x, "weight": x, "w_hh": gain, "b_hh": gain, "state": wide}
-            yield {**known, "h": None if x == wide else x, "p": p, "stats_rz": stats, "stats_n": stats}
+            yield {**known, "h": None if x == wide else x, "p": p, "stats": stats}
 
 
 FORWARD = WholeSequence(
     name="gru_persistent_fwd",
     operands={
         **{"x_rz": "T M 2N", "x_n": "T M N", "weight": "3N N", "w_hh": "3N", "b_hh": "3N", "lengths": "M"},
-        **{"state": "S M N", "h": "S M N", "p": "T M 3N", "stats_rz": "T M 2", "stats_n": "T M 2"},
+        **{"starts": "S M", "state": "S M N", "h": "S M N", "p": "T M 3N", "stats": "T 2 M 2"},
     },
-    results=("p", "stats_rz", "stats_n"),
+    results=("p", "stats"),
     updated=("state", "h"),
     kernel=lambda: _kernels()[0],
-    constants=_constants,
+    constants=lambda H, group, summed: (H, *stepwise.x_widths(H, 3 if summed else group), group, summed),
+    usual=(stepwise.PAPER, False),
     stepwise=_forward_stepwise,
-    demand=lambda x: Demand(x, 3, 3 * x, 4),
+    demand=lambda x, resets: Demand(x, 3, 3 * x + resets * 4, 4),
     keys=_forward_keys,
     scalars=(1e-5,),
 )
 
 
 def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
-    dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, state, stats_rz, stats_n, dgates, dm, dp, dh, *_ = arguments
-    s = GRUSteps(weight, b_hh, w_hh, lengths, False, False, 0.0)
+    dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, starts, state, stats, *rest = arguments
+    dgates, dm, dp, dh = rest[:4]
+    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, stepwise.PAPER, x_rz is None, 0.0)
     launching = stepwise.backward_plan_of(p.dtype, dtype_of(dy), s, device)
     through_p = p.new_zeros(dh.shape)
-    read = (dy, x_rz, x_n, p, stats_rz, stats_n, state, weight, w_hh, b_hh, lengths)
-    stepwise.backward_steps(*read, dgates, dm, dp, through_p, dh.zero_(), False, launching)
+    dh0 = None if starts is None else torch.zeros_like(dh)
+    read = (dy, x_rz, x_n, p, stats, state, weight, w_hh, b_hh, lengths, starts)
+    stepwise.backward_steps(*read, dgates, dm, dp, through_p, dh.zero_(), dh0, False, launching)
     dh += through_p
+    if dh0 is not None:
+        dh += dh0
 
 
 def _backward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | None]]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
         known = {"dy": x, "x_rz": x, "x_n": x, "p": x, "weight": x, "w_hh": gain, "b_hh": gain, "state": wide}
-        yield {**known, "stats_rz": wide, "stats_n": wide, "dgates": x, "dm": x, "dp": x, "dh": wide}
+        yield {**known, "stats": wide, "dgates": x, "dm": x, "dp": x, "dh": wide}
 
 
 BACKWARD = WholeSequence(
     name="gru_persistent_bwd",
     operands={
         **{"dy": "S M N", "x_rz": "T M 2N", "x_n": "T M N", "p": "T M 3N", "weight": "3N N", "w_hh": "3N"},
-        **{"b_hh": "3N", "lengths": "M", "state": "S M N", "stats_rz": "T M 2", "stats_n": "T M 2"},
+        **{"b_hh": "3N", "lengths": "M", "starts": "S M", "state": "S M N", "stats": "T 2 M 2"},
         **{"dgates": "T M 3N", "dm": "T M N", "dp": "T M 3N", "dh": "M N"},
     },
     results=("dgates", "dm", "dp", "dh"),
     kernel=lambda: _kernels()[1],
-    constants=_constants,
+    constants=lambda H, group: (H, *stepwise.x_widths(H, group), group),
+    usual=(stepwise.PAPER,),
     stepwise=_backward_stepwise,
-    demand=lambda x: Demand(x, 3, 7 * x + 4, 8),
+    demand=lambda x, resets: Demand(x, 3, 7 * x + 4, 8),
     keys=_backward_keys,
     backward=True,
 )
@@ -104,15 +106,17 @@ register(FORWARD.tunable, BACKWARD.tunable)
 def forward_plan(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan | None:
     wide = arithmetic(x)
     p, stats = (x, wide) if save else (None, None)
-    known = (x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, None if x == wide else x)
-    return plan(FORWARD, s.weight_hh.shape[1], s.joint, (*known, p, stats, stats), device)
+    known = (x, x, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)))
+    dtypes = (*known, wide, None if x == wide else x, p, stats)
+    return plan(FORWARD, s.weight_hh.shape[1], (s.group, s.summed), dtypes, device)
 
 
 def backward_plan(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan | None:
     wide = arithmetic(x)
-    known = (dy, x, x, x, x, s.ln_hh_weight.dtype, dtype_of(s.bias_hh), dtype_of(s.lengths), wide, wide)
+    given = None if s.summed else x
+    known = (dy, given, given, x, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)), wide)
     dtypes = (*known, wide, x, x, x, wide)
-    return plan(BACKWARD, s.weight_hh.shape[1], s.joint, dtypes, device)
+    return plan(BACKWARD, s.weight_hh.shape[1], (s.group,), dtypes, device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
@@ -120,7 +124,7 @@ def backward_plan(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: D
 
 def forward(
     x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, device: Device
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None] | None:
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
     """As gru_steps.forward."""
     dtype, wide = x_rz.dtype, arithmetic(x_rz.dtype)
     settle(
@@ -135,34 +139,34 @@ def forward(
     (T, B, _), H = x_rz.shape, h0.shape[-1]
     h = states(T, h0, dtype, s.reverse)
     state = None if dtype == wide else states(T, h0, wide, s.reverse)
-    p = x_rz.new_empty((T, B, 3 * H)) if save else None
-    stats_rz = h.new_empty((T, B, 2), dtype=wide) if save else None
-    stats_n = h.new_empty((T, B, 2), dtype=wide) if save and not s.joint else None
+    p = (x_rz if s.summed else x_rz.new_empty((T, B, 3 * H))) if save else None
+    stats = h.new_empty((T, (2 + s.group) // s.group, B, 2), dtype=wide) if save else None
     both = (h, None) if state is None else (state, h)
-    tensors = (x_rz, x_n, s.weight_hh, s.ln_hh_weight, s.bias_hh, s.lengths, *both, p, stats_rz, stats_n)
+    tensors = (x_rz, x_n, s.weight_hh, s.gain, s.bias, s.lengths, s.starts, *both, p, stats)
     launching.launch(launching.count(B), *tensors, T, B, *direction(T, s.reverse), s.eps)
-    return (h, state, p, stats_rz, stats_n) if save else (h, None, None, None, None)
+    return (h, state, None if s.summed else p, stats) if save else (h, None, None, None)
 
 
 def backward(
     dy: Tensor | None,
     x_rz: Tensor,
     x_n: Tensor,
-    p: Tensor,
-    stats_rz: Tensor,
-    stats_n: Tensor | None,
+    p: Tensor | None,
+    stats: Tensor,
     state: Tensor,
     s: GRUSteps,
     device: Device,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
     """As gru_steps.backward."""
-    launching = backward_plan(p.dtype, dtype_of(dy), s, device)
+    launching = backward_plan(x_rz.dtype, dtype_of(dy), s, device)
     if launching is None:
         return None
+    given = (None, None, x_rz) if p is None else (x_rz, x_n, p)
+    p = x_rz if p is None else p
     T, B, H = len(p), p.shape[1], state.shape[-1]
     dgates, dp, dm = torch.empty_like(p), torch.empty_like(p), p.new_empty((T, B, H))
     dh = state.new_empty((B, H))
-    parameters = (s.weight_hh, s.ln_hh_weight, s.bias_hh, s.lengths)
-    tensors = (contiguous(dy), x_rz, x_n, p, *parameters, state, stats_rz, stats_n, dgates, dm, dp, dh)
+    parameters = (s.weight_hh, s.gain, s.bias, s.lengths, s.starts)
+    tensors = (contiguous(dy), *given, *parameters, state, stats, dgates, dm, dp, dh)
     launching.launch(launching.count(B), *tensors, T, B, *direction(T, s.reverse, backward=True))
     return dgates, dm, dp, dh

@@ -7,16 +7,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.library import infer_schema
 
+from tritonln.ops import library
 from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
 from tritonln.ops.recurrent import plain
 from tritonln.ops.recurrent.autograd import Arguments, Backward
-from tritonln.ops.recurrent.lstm_sequence import backward, forward
+from tritonln.ops.recurrent.lstm_sequence import GROUPS, backward, forward
+from tritonln.ops.recurrent.sharded import overridable
 from tritonln.ops.recurrent.shared import (
     autocast_dtype,
     cast,
     check,
     check_lengths,
+    check_norms,
+    check_resets,
     fake_gradients,
     filled,
     present,
@@ -24,6 +29,7 @@ from tritonln.ops.recurrent.shared import (
 )
 
 
+@overridable
 def layer_norm_lstm(
     x: Tensor,
     h0: Tensor,
@@ -38,8 +44,12 @@ def layer_norm_lstm(
     ln_c_bias: Tensor | None = None,
     weight_hr: Tensor | None = None,
     *,
+    ln_weight: Tensor | None = None,
+    ln_bias: Tensor | None = None,
+    norm_groups: str = "joint",
     carry: bool = False,
     lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     reverse: bool = False,
     eps: float = 1e-5,
     cuda_graph: bool = True,
@@ -51,7 +61,11 @@ def layer_norm_lstm(
         c_t &= \sigma(f) \, c_{t-1} + \sigma(i) \tanh(g) \\
         h_t &= W_{hr} \, \sigma(o) \tanh(\mathrm{LN}(c_t; w_c, b_c))
 
-    Each of the first two norms is over all 4H values of its row.
+    Each of the first two norms is over all 4H values of its row.  With ``ln_weight`` it is the sum of the products
+    that is normalized, all 4H values or, with ``norm_groups="gates"``, the H of each gate by themselves:
+
+    .. math::
+        (i, f, g, o) = \mathrm{LN}(W_{hh} h_{t-1} + W_{ih} x_t + b_{ih} + b_{hh}; w, b)
 
     Args:
         x: ``(T, B, I)``; fp32, fp16, bf16 or fp64.
@@ -61,11 +75,14 @@ def layer_norm_lstm(
         bias_ih, bias_hh: ``(4H,)``, the biases of the two norms; each optional.
         ln_ih_weight, ln_hh_weight: ``(4H,)``, the gains of the two norms.  Without both of them the gates
             are not normalized.
+        ln_weight, ln_bias: ``(4H,)``, gain and optional bias of the norm of the sum, in the place of those two.
+        norm_groups: ``"joint"`` or, of the sum, ``"gates"``.
         ln_c_weight, ln_c_bias: ``(H,)``, gain and optional bias of the cell's norm, left out without a gain.
         weight_hr: ``(P, H)``, the projection; optional.
         carry: carry LN(c) to the next step instead of c, as some implementations do.
         lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others, whose
             ``x`` is not read.
+        resets: ``(T, B)`` bool; where true, the step goes on from ``h0`` and ``c0``, as where an episode begins.
         reverse: walk from the last step to the first.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
@@ -79,9 +96,9 @@ def layer_norm_lstm(
         statistics and all sums are fp32 (fp64 for fp64 ``x``); h is rounded to ``x``'s dtype each step.
 
     Saved for backward, beside the arguments: a step and row 12H values of ``x``'s dtype (W_ih x, its norm,
-    W_hh h; 4H fewer where gates are not normalized), the states, P of ``x``'s dtype and H of fp32, and
-    16 bytes of statistics; H more of ``x``'s dtype with a projection.  y and the last states are the caller's to
-    change in place, cells only where there is no backward to come.
+    W_hh h; 4H fewer where gates are not normalized, 8H fewer where their sum is), the states, P of ``x``'s dtype and
+    H of fp32, and 16 bytes of statistics, 8 for each group of a sum; H more of ``x``'s dtype with a projection.  y and
+    the last states are the caller's to change in place, cells only where there is no backward to come.
 
     Forward mode, torch.func's transforms, batched gradients, derivatives of derivatives (of any order) and
     torch.jit.trace run in plain torch, which takes some twenty operators a step.  Compiled code has first
@@ -93,18 +110,20 @@ def layer_norm_lstm(
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), section 3.1 and the
     supplement's equations 20 to 22.
     """
-    parameters = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr)
+    gates = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
+    parameters = (*gates, ln_c_weight, ln_c_bias, weight_hr, ln_weight, ln_bias)
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, h0, weight_ih, weight_hh, weight_hr = cast(dtype, x, h0, weight_ih, weight_hh, weight_hr)
-        parameters = (weight_ih, weight_hh, *parameters[2:8], weight_hr)
-    _check(x, h0, c0, parameters, lengths, carry)
+        parameters = (weight_ih, weight_hh, *parameters[2:8], weight_hr, ln_weight, ln_bias)
+    _check(x, h0, c0, parameters, lengths, carry, norm_groups)
+    check_resets("layer_norm_lstm", resets, x)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *parameters))
-    arguments = (x, h0, c0, *parameters, lengths, reverse, carry, float(eps), cuda_graph)
+    arguments = (x, h0, c0, *parameters, lengths, resets, reverse, carry, norm_groups, float(eps), cuda_graph)
     if transformed():
         save, (h, c) = False, plain.lstm(*arguments)  # autograd saves what it needs
     elif traced(x, h0, c0, *parameters):
-        h, c, *_ = layer_norm_lstm_op(*arguments, save)
+        h, c, *_ = library.op("layer_norm_lstm")(*arguments, save)
     elif save:
         h, c = _LayerNormLSTM.apply(*arguments)
     else:
@@ -118,12 +137,20 @@ def layer_norm_lstm(
 
 
 def _check(
-    x: Tensor, h0: Tensor, c0: Tensor, parameters: tuple[Tensor | None, ...], lengths: Tensor | None, carry: bool
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    parameters: tuple[Tensor | None, ...],
+    lengths: Tensor | None,
+    carry: bool,
+    norm_groups: str,
 ) -> None:
-    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, weight_hr = parameters
+    weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_c_weight, ln_c_bias, *rest = parameters
+    weight_hr, ln_weight, ln_bias = rest
     B, H, P = x.shape[1] if x.dim() > 1 else 0, c0.shape[-1], h0.shape[-1]
     if (ln_ih_weight is None) != (ln_hh_weight is None):
         raise RuntimeError("layer_norm_lstm: expected both or neither of ln_ih_weight and ln_hh_weight")
+    check_norms("layer_norm_lstm", ln_hh_weight, ln_weight, ln_bias, norm_groups, ("joint", "gates"))
     if ln_c_weight is None and (carry or ln_c_bias is not None):
         raise RuntimeError("layer_norm_lstm: expected ln_c_weight where there is an ln_c_bias or LN(c) is carried")
     if weight_hr is None and P != H:
@@ -143,6 +170,8 @@ def _check(
             "ln_c_weight": (ln_c_weight, (H,)),
             "ln_c_bias": (ln_c_bias, (H,)),
             "weight_hr": (weight_hr, (P, H)),
+            "ln_weight": (ln_weight, (4 * H,)),
+            "ln_bias": (ln_bias, (4 * H,)),
         },
         products=("h0", "weight_ih", "weight_hh", "weight_hr"),
     )
@@ -161,18 +190,17 @@ class _LayerNormLSTM(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dh, dc), None, None, None, None, None
+        return *_backward(ctx, dh, dc), None, None, None, None, None, None, None
 
 
 def _grouped(arguments: tuple[Any, ...]) -> Arguments:
-    return Arguments(arguments[:12], arguments[12], arguments[13:17])
+    return Arguments(arguments[:14], arguments[14:16], arguments[16:21])
 
 
 # ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
 
 
-@torch.library.custom_op("tritonln::layer_norm_lstm", mutates_args=())
-def layer_norm_lstm_op(
+def _op(
     x: Tensor,
     h0: Tensor,
     c0: Tensor,
@@ -185,66 +213,70 @@ def layer_norm_lstm_op(
     ln_c_weight: Tensor | None,
     ln_c_bias: Tensor | None,
     weight_hr: Tensor | None,
+    ln_weight: Tensor | None,
+    ln_bias: Tensor | None,
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     carry: bool,
+    norm_groups: str,
     eps: float,
     cuda_graph: bool,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     refuse_tangents("layer_norm_lstm")
     gates = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
-    inputs = (x, h0, c0, *gates, ln_c_weight, ln_c_bias, weight_hr)
-    h, c, *saved = forward(inputs, lengths, (reverse, carry, eps, cuda_graph), save)
+    inputs = (x, h0, c0, *gates, ln_c_weight, ln_c_bias, weight_hr, ln_weight, ln_bias)
+    h, c, *saved = forward(inputs, (lengths, resets), (reverse, carry, norm_groups, eps, cuda_graph), save)
     return filled(x, h, c, *(saved if save else [None] * 6))  # type: ignore[return-value]
 
 
-@layer_norm_lstm_op.register_fake
-def _(x: Tensor, h0: Tensor, c0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    ln_ih_weight, weight_hr, save = rest[4], rest[8], rest[-1]
+def _fake(x: Tensor, h0: Tensor, c0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    ln_ih_weight, weight_hr, ln_weight, norm_groups, save = rest[4], rest[8], rest[9], rest[-4], rest[-1]
     (T, B, _), H, dtype = x.shape, c0.shape[1], arithmetic(x.dtype)
     h, c = x.new_empty((T + 1, *h0.shape)), x.new_empty((T + 1, B, H), dtype=dtype)
     if not save:
         return filled(x, h, c, *[None] * 6)
-    normalized = ln_ih_weight is not None
+    hoisted, G = ln_ih_weight is not None, 4 // GROUPS[norm_groups]
     gates_x, p = (x.new_empty((T, B, 4 * H)) for _ in range(2))
     return filled(
         x,
         h,
         c,
-        torch.empty_like(gates_x) if normalized else None,
+        torch.empty_like(gates_x) if hoisted else None,
         gates_x,
-        x.new_empty((T * B, 2), dtype=dtype) if normalized else None,
-        p,
-        x.new_empty((T, B, 2), dtype=dtype) if normalized else None,
+        x.new_empty((T * B, 2), dtype=dtype) if hoisted else None,
+        p if ln_weight is None else None,
+        x.new_empty((T, G, B, 2), dtype=dtype) if hoisted or ln_weight is not None else None,
         None if weight_hr is None else x.new_empty((T + 1, B, H)),
     )
 
 
-@torch.library.custom_op("tritonln::layer_norm_lstm_backward", mutates_args=())
-def layer_norm_lstm_backward_op(
+def _backward_op(
     dh: Tensor | None,
     dc: Tensor | None,
     inputs: Sequence[Tensor | None],
     saved: Sequence[Tensor | None],
     lengths: Tensor | None,
+    resets: Tensor | None,
     reverse: bool,
     carry: bool,
+    norm_groups: str,
     eps: float,
     cuda_graph: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     inputs = real(inputs)
-    found = backward(dh, dc, inputs, present(saved), lengths, (reverse, carry, eps, cuda_graph), needs)
+    constants = (reverse, carry, norm_groups, eps, cuda_graph)
+    found = backward(dh, dc, inputs, present(saved), (lengths, resets), constants, needs)
     return list(filled(inputs[0], *found))
 
 
-@layer_norm_lstm_backward_op.register_fake
-def _(dh: Tensor | None, dc: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
+def _fake_backward(dh: Tensor | None, dc: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
     return fake_gradients(inputs, rest[-1])
 
 
-_backward = Backward(12, plain.lstm, layer_norm_lstm_backward_op, backward)
+_backward = Backward(14, plain.lstm, "layer_norm_lstm_backward", backward)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -253,14 +285,22 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _op_backward(ctx: Any, dh: Tensor | None, dc: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return *_backward(ctx, dh, dc), None, None, None, None, None, None
+    return *_backward(ctx, dh, dc), None, None, None, None, None, None, None, None
 
 
-layer_norm_lstm_op.register_autograd(_op_backward, setup_context=_setup_context)
-
-
-@torch._decomp.register_decomposition(torch.ops.tritonln.layer_norm_lstm.default)
-def _(*arguments: Any) -> tuple[Tensor, ...]:
+def _decomposed(*arguments: Any) -> tuple[Tensor, ...]:
     """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
     h, c = plain.lstm(*arguments[:-1])
     return filled(h, h, c, *[None] * 6)
+
+
+library.define(
+    "layer_norm_lstm",
+    infer_schema(_op, mutates_args=()),
+    _op,
+    _fake,
+    backward=_op_backward,
+    setup_context=_setup_context,
+    decomposition=_decomposed,
+)
+library.define("layer_norm_lstm_backward", infer_schema(_backward_op, mutates_args=()), _backward_op, _fake_backward)

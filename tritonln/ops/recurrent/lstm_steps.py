@@ -19,7 +19,7 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
-from tritonln.ops.operands import operands
+from tritonln.ops.operands import written
 from tritonln.ops.recurrent import step_graphs
 from tritonln.ops.recurrent.shared import LSTMSteps, order, running, states
 
@@ -32,9 +32,12 @@ def _kernels() -> tuple[Any, Any]:
     return lstm_step_fwd, lstm_step_bwd
 
 
-def _plan(of: Tunable, H: int, carry: bool, c: Config, device: Device) -> Plan:
+JOINT = (4, False)  # the variant that is tuned: gates that are normalized together, and whether LN(c) is carried
+
+
+def _plan(of: Tunable, H: int, variant: tuple[int, bool], c: Config, device: Device) -> Plan:
     (kernel,) = of.kernels()
-    return Plan(Launch(kernel, (H, carry, c.block_m, c.block_n), device, c.num_warps, of=of), c.block_m, 0)
+    return Plan(Launch(kernel, (H, *variant, c.block_m, c.block_n), device, c.num_warps, of=of), c.block_m, 0)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
@@ -45,19 +48,19 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
             yield FORWARD.key(H, **known, stats=stats)
 
 
-# A step at t = 0.  LN(c) carried or not is the same work, so the configuration does not depend on it.
+# A step at t = 0.  Other groups and LN(c) carried are much the same work, so configurations do not depend on them.
 FORWARD: Tunable = Tunable(
     name="lstm_step_fwd",
     operands={
-        **{"x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
-        **{"carried": "2 M N", "h": "2 M N", "c": "2 M N", "stats": "1 M 2"},
+        **{"x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "b_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
+        **{"starts": "2 M", "carried": "2 M N", "h": "2 M N", "c": "2 M N", "stats": "1 M 2", "multiplied": "M N"},
     },
-    results=("stats",),
+    results=("stats", "multiplied"),
     updated=("h", "c"),
     kernels=lambda: _kernels()[:1],
-    plan=lambda key, c, device: _plan(FORWARD, key.N, False, c, device),
+    plan=lambda key, c, device: _plan(FORWARD, key.N, JOINT, c, device),
     keys=_forward_keys,
-    scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
+    scalars=lambda M: (0, 0, 1, 0, 0, M, 1e-5),
     **recurrent.OF_STEPS,
 )
 
@@ -72,16 +75,26 @@ def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
 BACKWARD: Tunable = Tunable(
     name="lstm_step_bwd",
     operands={
-        **{"dy": "2 M N", "dh": "M N", "dcells": "2 M N", "x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "w_c": "N"},
-        **{"b_c": "N", "lengths": "M", "c": "2 M N", "stats": "1 M 2", "kept": "M N", "dc": "M N"},
+        **{"dy": "2 M N", "dh": "M N", "dcells": "2 M N", "x": "1 M 4N", "p": "M 4N", "w_hh": "4N"},
+        **{
+            "b_hh": "4N",
+            "w_c": "N",
+            "b_c": "N",
+            "lengths": "M",
+            "starts": "2 M",
+            "ends": "2 M",
+            "c": "2 M N",
+            "stats": "1 M 2",
+        },
+        **{"kept": "M N", "dc": "M N", "dc0": "M N"},
         **{"dgates": "1 M 4N", "dp": "1 M 4N", "dw_c_partial": "P N", "db_c_partial": "P N"},
     },
     results=("dgates", "dp"),
-    updated=("kept", "dc", "dw_c_partial", "db_c_partial"),
+    updated=("kept", "dc", "dc0", "dw_c_partial", "db_c_partial"),
     kernels=lambda: _kernels()[1:],
-    plan=lambda key, c, device: _plan(BACKWARD, key.N, False, c, device),
+    plan=lambda key, c, device: _plan(BACKWARD, key.N, JOINT, c, device),
     keys=_backward_keys,
-    scalars=lambda M: (0, 0, 1, M, 1e-5),
+    scalars=lambda M: (0, 0, 1, 0, M, 1e-5),
     **recurrent.OF_STEPS,
 )
 
@@ -89,36 +102,41 @@ register(FORWARD, BACKWARD)
 
 
 @planned
-def forward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+def forward_plan(H: int, variant: tuple[int, bool], dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     """For operands of these dtypes, in the kernel's order; None where there is none."""
     key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
-    return _plan(FORWARD, H, carry, config_for(FORWARD, key, device), device)
+    return _plan(FORWARD, H, variant, config_for(FORWARD, key, device), device)
 
 
 @planned
-def backward_plan(H: int, carry: bool, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+def backward_plan(H: int, variant: tuple[int, bool], dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
-    return _plan(BACKWARD, H, carry, config_for(BACKWARD, key, device), device)
+    return _plan(BACKWARD, H, variant, config_for(BACKWARD, key, device), device)
 
 
 def forward_plan_of(x: torch.dtype, s: LSTMSteps, save: bool, device: Device) -> Plan:
-    w_hh, w_c, b_c = map(dtype_of, s[1:4])
+    parameters = tuple(map(dtype_of, s[1:5]))
     carried = x if s.lengths is not None and s.weight_hr is None else None
-    stats = arithmetic(x) if save and w_hh is not None else None
-    dtypes = (x, x, w_hh, w_c, b_c, dtype_of(s.lengths), carried, x, arithmetic(x), stats)
-    return forward_plan(s.weight_hh.shape[0] // 4, s.carry, dtypes, device)
+    stats = arithmetic(x) if save and s.gain is not None else None
+    multiplied = x if s.starts is not None and s.weight_hr is None else None
+    masks = dtype_of(s.lengths), dtype_of(s.starts)
+    dtypes = (None if s.summed else x, x, *parameters, *masks, carried, x, arithmetic(x), stats, multiplied)
+    return forward_plan(s.weight_hh.shape[0] // 4, (s.group, s.carry), dtypes, device)
 
 
 def backward_plan_of(
     x: torch.dtype, dy: torch.dtype | None, dcells: torch.dtype | None, s: LSTMSteps, device: Device
 ) -> Plan:
     wide, projected = arithmetic(x), s.weight_hr is not None
-    w_hh, w_c, b_c = map(dtype_of, s[1:4])
+    parameters = tuple(map(dtype_of, s[1:5]))
     kept = None if projected or s.lengths is None else x
-    sums = tuple(None if w is None else wide for w in (w_c, b_c))
-    stats, dp = (None, None) if w_hh is None else (wide, x)
-    known = (None if projected else dy, x, dcells, x, x, w_hh, w_c, b_c, dtype_of(s.lengths), wide, stats)
-    return backward_plan(s.weight_hh.shape[0] // 4, s.carry, (*known, kept, wide, x, dp, *sums), device)
+    sums = tuple(None if w is None else wide for w in parameters[2:])
+    stats, dp = (None, None) if s.gain is None else (wide, x)
+    starts = dtype_of(s.starts)
+    masks = dtype_of(s.lengths), starts, None if projected else starts
+    known = (None if projected else dy, x, dcells, None if s.summed else x, x, *parameters, *masks, wide, stats)
+    dc0 = None if starts is None else wide
+    return backward_plan(s.weight_hh.shape[0] // 4, (s.group, s.carry), (*known, kept, wide, dc0, x, dp, *sums), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
@@ -127,60 +145,74 @@ def backward_plan_of(
 def forward(
     x: Tensor, h0: Tensor, c0: Tensor, s: LSTMSteps, save: bool, cuda_graph: bool, device: Device
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(h, c, p, stats, m) of all steps.
+    """(h, c, p, stats, m) of all steps.  Where the sum of products is normalized, it takes the place of x.
 
-    h (T + 1, B, P) and c (T + 1, B, H) with the initial state in its slot; p = W_hh h and the statistics of
-    its rows, None unless saved; m is h before the projection, None where there is none.
+    h (T + 1, B, P) and c (T + 1, B, H) with the initial state in its slot; p = W_hh h and the statistics that rows
+    are normalized by, None unless saved, and p also where the sum is normalized; m is h before the projection, None
+    where there is none.
     """
     (T, B, _), H = x.shape, c0.shape[-1]
     h, c = states(T, h0, x.dtype, s.reverse), states(T, c0, arithmetic(x.dtype), s.reverse)
-    p = x.new_empty((T if save else 1, B, 4 * H))
-    stats = c.new_empty((T, B, 2)) if save and s.ln_hh_weight is not None else None
+    p = x if s.summed else x.new_empty((T if save else 1, B, 4 * H))
+    stats = c.new_empty((T, 4 // s.group, B, 2)) if save and s.gain is not None else None
     m = None if s.weight_hr is None else x.new_zeros((T + 1, B, H))
     plan = forward_plan_of(x.dtype, s, save, device)
-    tensors = (x, h, c, p, stats, m, s.weight_hh, s.weight_hr, *s[1:4], s.lengths)
-    step_graphs.run(forward_steps, tensors, (1, 2, 3, 4, 5), (s.reverse, s.eps, plan), cuda_graph, device)
-    return h, c, p if save else None, stats, m
+    multiplied = None if s.starts is None else h0.contiguous().clone()
+    given = None if s.summed else x
+    tensors = (given, h, c, p, stats, m, multiplied, s.weight_hh, s.weight_hr, *s[1:5], s.lengths, s.starts)
+    step_graphs.run(forward_steps, tensors, range(1, 7), (s.reverse, s.eps, plan), cuda_graph, device)
+    return h, c, p if save and not s.summed else None, stats, m
 
 
 def forward_steps(
-    x: Tensor,
+    x: Tensor | None,
     h: Tensor,
     c: Tensor,
     p: Tensor,
     stats: Tensor | None,
     m: Tensor | None,
+    multiplied: Tensor | None,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
     w_hh: Tensor | None,
+    b_hh: Tensor | None,
     w_c: Tensor | None,
     b_c: Tensor | None,
     lengths: Tensor | None,
+    starts: Tensor | None,
     reverse: bool,
     eps: float,
     plan: Plan,
 ) -> None:
-    T, B = len(x), x.shape[1]
+    """p is W_ih x where x is None, and becomes the sum of both products."""
+    (T, B), initial = (len(h) - 1, h.shape[1]), len(h) - 1 if reverse else 0
     carried = h if lengths is not None and m is None else None
-    tensors = [x, p, w_hh, w_c, b_c, lengths, carried, h if m is None else m, c, stats]
+    written = h if m is None else m, c, stats, multiplied if m is None else None
+    tensors = [x, p, w_hh, b_hh, w_c, b_c, lengths, starts, carried, *written]
     launch, weight_hh = plan.launch.repeated(plan.count(B), *tensors), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0)
     runs = None if lengths is None or m is None else running(T, lengths)
     for t, previous, current in order(T, reverse):
         slot = t % len(ps)
-        torch.mm(hs[previous], weight_hh, out=ps[slot])
-        launch(t, previous, current, slot, B, eps)
+        h_before = hs[previous] if multiplied is None else multiplied
+        if x is None:
+            ps[slot].addmm_(h_before, weight_hh)
+        else:
+            torch.mm(h_before, weight_hh, out=ps[slot])
+        launch(t, previous, current, initial, slot, B, eps)
         if m is not None and weight_hr is not None:
             torch.mm(m[current], weight_hr.t(), out=hs[current])
             if runs is not None:
                 torch.where(runs[t], hs[current], hs[previous], out=hs[current])
+            if multiplied is not None and starts is not None:
+                torch.where(starts[current, :, None], hs[initial], hs[current], out=multiplied)
 
 
 def backward(
     dy: Tensor | None,
     dcells: Tensor | None,
     x: Tensor,
-    p: Tensor,
+    p: Tensor | None,
     stats: Tensor | None,
     h: Tensor,
     c: Tensor,
@@ -197,20 +229,25 @@ def backward(
     plan = backward_plan_of(x.dtype, dtype_of(dy), dtype_of(dcells), s, device)
     programs = plan.count(B)
     dgates = torch.empty_like(x)
-    dp = None if s.ln_hh_weight is None else torch.empty_like(x)
+    dp = None if s.gain is None else torch.empty_like(x)
     dh, dc = x.new_zeros((B, P)), c.new_zeros((B, H))
     kept = None if s.lengths is None else x.new_zeros((B, P))
     total = None if s.weight_hr is None else x.new_empty((T, B, P))
     dm = None if s.weight_hr is None else x.new_empty((B, H))
     dw_c, db_c = (None if w is None else c.new_zeros((programs, H)) for w in (s.ln_c_weight, s.ln_c_bias))
+    dc0 = None if s.starts is None else torch.zeros_like(dc)
+    given, p = (None, x) if s.summed else (x, p)
     tensors = (
-        *(contiguous(dy), contiguous(dcells), x, p, stats, c, s.weight_hh, s.weight_hr, *s[1:4], s.lengths),
-        *(dgates, dp, dh, dc, kept, total, dm, dw_c, db_c),
+        *(contiguous(dy), contiguous(dcells), given, p, stats, c),
+        *(s.weight_hh, s.weight_hr, *s[1:5], s.lengths, s.starts),
+        *(dgates, dp, dh, dc, dc0, kept, total, dm, dw_c, db_c),
     )
-    written = range(len(tensors) - 9, len(tensors))
+    written = range(len(tensors) - 10, len(tensors))
     step_graphs.run(backward_steps, tensors, written, (s.reverse, s.eps, plan), cuda_graph, device)
     if kept is not None:
         dh += kept
+    if dc0 is not None:
+        dc += dc0
     return dgates, dgates if dp is None else dp, dh, dc, *added_up(dw_c, db_c, device), total
 
 
@@ -221,27 +258,30 @@ def added_up(dw_c: Tensor | None, db_c: Tensor | None, device: Device) -> tuple[
     programs, H = dw_c.shape
     sums = dw_c.new_empty(H), None if db_c is None else db_c.new_empty(H)
     plan = column_sums_plan(H, dw_c.dtype, (dw_c.dtype, dtype_of(db_c)), device)
-    plan.launch(plan.count(H), operands((dw_c, db_c)), operands(sums), programs)
+    plan.launch(plan.count(H), written((dw_c, db_c)), written(sums), programs)
     return sums
 
 
 def backward_steps(
     dy: Tensor | None,
     dcells: Tensor | None,
-    x: Tensor,
+    x: Tensor | None,
     p: Tensor,
     stats: Tensor | None,
     c: Tensor,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
     w_hh: Tensor | None,
+    b_hh: Tensor | None,
     w_c: Tensor | None,
     b_c: Tensor | None,
     lengths: Tensor | None,
+    starts: Tensor | None,
     dgates: Tensor,
     dp: Tensor | None,
     dh: Tensor,
     dc: Tensor,
+    dc0: Tensor | None,
     kept: Tensor | None,
     total: Tensor | None,
     dm: Tensor | None,
@@ -251,14 +291,16 @@ def backward_steps(
     eps: float,
     plan: Plan,
 ) -> None:
-    T, B = len(x), x.shape[1]
+    T, B = len(p), p.shape[1]
     projected = total is not None
     tensors = [
-        *(None if projected else dy, dm if projected else dh, dcells, x, p, w_hh, w_c, b_c, lengths, c, stats),
-        *(None if projected else kept, dc, dgates, dp, dw_c, db_c),
+        *(None if projected else dy, dm if projected else dh, dcells, x, p, w_hh, b_hh, w_c, b_c),
+        *(lengths, starts, None if projected else starts, c, stats),
+        *(None if projected else kept, dc, dc0, dgates, dp, dw_c, db_c),
     ]
     launch, dps = plan.launch.repeated(plan.count(B), *tensors), (dgates if dp is None else dp).unbind(0)
     idle = None if lengths is None or total is None else ~running(T, lengths)
+    initial = T if reverse else 0
     for t, previous, current in reversed(order(T, reverse)):
         if total is not None and weight_hr is not None:
             if dy is not None:
@@ -268,5 +310,7 @@ def backward_steps(
                 dh -= torch.mul(dh, idle[t], out=kept)
             total[t] = dh
             torch.mm(dh, weight_hr, out=dm)
-        launch(t, previous, current, B, eps)
+        launch(t, previous, current, initial, B, eps)
         torch.mm(dps[t], weight_hh, out=dh)
+        if total is not None and starts is not None:
+            dh.masked_fill_(starts[previous, :, None], 0)

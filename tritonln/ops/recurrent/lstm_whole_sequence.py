@@ -27,11 +27,13 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
-    x, weight, w_hh, w_c, b_c, lengths, h, c, p, stats, *_, eps = arguments
-    s = LSTMSteps(weight, w_hh, w_c, b_c, None, lengths, False, False, eps)
+    x, weight, w_hh, b_hh, w_c, b_c, lengths, starts, h, c, p, stats, *_, eps = arguments
+    s = LSTMSteps(weight, w_hh, b_hh, w_c, b_c, None, lengths, starts, False, False, 4, False, eps)
     launching = stepwise.forward_plan_of(x.dtype, s, p is not None, device)
     room = torch.empty_like(x[:1]) if p is None else p
-    stepwise.forward_steps(x, h, c, room, stats, None, weight, None, w_hh, w_c, b_c, lengths, False, s.eps, launching)
+    written = (h, c, room, stats, None, None if starts is None else h[0].clone())
+    read = (weight, None, w_hh, b_hh, w_c, b_c, lengths, starts)
+    stepwise.forward_steps(x, *written, *read, False, s.eps, launching)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | None]]:
@@ -45,31 +47,36 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | No
 FORWARD = WholeSequence(
     name="lstm_persistent_fwd",
     operands={
-        **{"x": "T M 4N", "weight": "4N N", "w_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
-        **{"h": "S M N", "c": "S M N", "p": "T M 4N", "stats": "T M 2"},
+        **{"x": "T M 4N", "weight": "4N N", "w_hh": "4N", "b_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
+        **{"starts": "S M", "h": "S M N", "c": "S M N", "p": "T M 4N", "stats": "T M 2"},
     },
     results=("p", "stats"),
     updated=("h", "c"),
     kernel=lambda: _kernels()[0],
-    constants=lambda H, carry: (H, carry),
+    constants=lambda H, group, summed, carry: (H, group, summed, carry),
+    usual=(4, False, False),
     stepwise=_forward_stepwise,
-    demand=lambda x: Demand(x, 4, 4 * x, 4),
+    demand=lambda x, resets: Demand(x, 4, 4 * x + resets * (x + 4), 4),
     keys=_forward_keys,
     scalars=(1e-5,),
 )
 
 
 def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
-    dy, dcells, x, p, weight, w_hh, w_c, b_c, lengths, c, stats, dgates, dp, dh, dc, dw_c, db_c, *_, eps = arguments
-    s = LSTMSteps(weight, w_hh, w_c, b_c, None, lengths, False, False, eps)
-    launching = stepwise.backward_plan_of(x.dtype, dtype_of(dy), dtype_of(dcells), s, device)
+    dy, dcells, x, p, weight, w_hh, b_hh, w_c, b_c, lengths, starts, c, stats, *found, _, _, _, _, _, eps = arguments
+    dgates, dp, dh, dc, dw_c, db_c = found
+    s = LSTMSteps(weight, w_hh, b_hh, w_c, b_c, None, lengths, starts, False, False, 4, x is None, eps)
+    launching = stepwise.backward_plan_of(p.dtype, dtype_of(dy), dtype_of(dcells), s, device)
     kept = None if lengths is None else torch.zeros_like(dh)
-    sums = [None if t is None else t.new_zeros((launching.count(x.shape[1]), t.shape[1])) for t in (dw_c, db_c)]
-    read = (dy, dcells, x, p, stats, c, weight, None, w_hh, w_c, b_c, lengths)
-    written = (dgates, dp, dh.zero_(), dc.zero_(), kept, None, None, sums[0], sums[1])
+    sums = [None if t is None else t.new_zeros((launching.count(p.shape[1]), t.shape[1])) for t in (dw_c, db_c)]
+    dc0 = None if starts is None else torch.zeros_like(dc)
+    read = (dy, dcells, x, p, stats, c, weight, None, w_hh, b_hh, w_c, b_c, lengths, starts)
+    written = (dgates, dp, dh.zero_(), dc.zero_(), dc0, kept, None, None, sums[0], sums[1])
     stepwise.backward_steps(*read, *written, False, s.eps, launching)
     if kept is not None:
         dh += kept
+    if dc0 is not None:
+        dc += dc0
     for mine, partial in zip((dw_c, db_c), sums):
         if partial is not None:
             torch.sum(partial, 0, keepdim=True, out=mine)
@@ -86,14 +93,15 @@ BACKWARD = WholeSequence(
     name="lstm_persistent_bwd",
     operands={
         **{"dy": "S M N", "dcells": "S M N", "x": "T M 4N", "p": "T M 4N", "weight": "4N N", "w_hh": "4N"},
-        **{"w_c": "N", "b_c": "N", "lengths": "M", "c": "S M N", "stats": "T M 2", "dgates": "T M 4N"},
-        **{"dp": "T M 4N", "dh": "M N", "dc": "M N", "dw_c_partial": "P N", "db_c_partial": "P N"},
+        **{"b_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M", "starts": "S M", "c": "S M N", "stats": "T M 2"},
+        **{"dgates": "T M 4N", "dp": "T M 4N", "dh": "M N", "dc": "M N", "dw_c_partial": "P N", "db_c_partial": "P N"},
     },
     results=("dgates", "dp", "dh", "dc", "dw_c_partial", "db_c_partial"),
     kernel=lambda: _kernels()[1],
-    constants=lambda H, carry: (H, carry),
+    constants=lambda H, group, carry: (H, group, carry),
+    usual=(4, False),
     stepwise=_backward_stepwise,
-    demand=lambda x: Demand(x, 4, 9 * x + 8, 10),
+    demand=lambda x, resets: Demand(x, 4, 9 * x + 8, 10),
     keys=_backward_keys,
     backward=True,
     scalars=(1e-5,),
@@ -105,9 +113,9 @@ register(FORWARD.tunable, BACKWARD.tunable)
 def forward_plan(x: torch.dtype, s: LSTMSteps, save: bool, device: Device) -> Plan | None:
     if s.weight_hr is not None:
         return None
-    p, stats = x if save else None, arithmetic(x) if save and s.ln_hh_weight is not None else None
-    dtypes = (x, x, *map(dtype_of, s[1:4]), dtype_of(s.lengths), x, arithmetic(x), p, stats)
-    return plan(FORWARD, s.weight_hh.shape[1], s.carry, dtypes, device)
+    p, stats = x if save else None, arithmetic(x) if save and s.gain is not None else None
+    dtypes = (x, x, *map(dtype_of, (*s[1:5], s.lengths, s.starts)), x, arithmetic(x), p, stats)
+    return plan(FORWARD, s.weight_hh.shape[1], (s.group, s.summed, s.carry), dtypes, device)
 
 
 def backward_plan(
@@ -116,10 +124,11 @@ def backward_plan(
     if s.weight_hr is not None:
         return None
     wide = arithmetic(x)
-    stats, dp = (None, None) if s.ln_hh_weight is None else (wide, x)
+    stats, dp = (None, None) if s.gain is None else (wide, x)
     sums = [None if w is None else wide for w in (s.ln_c_weight, s.ln_c_bias)]
-    known = (dy, dcells, x, x, x, *map(dtype_of, s[1:4]), dtype_of(s.lengths), wide, stats)
-    return plan(BACKWARD, s.weight_hh.shape[1], s.carry, (*known, x, dp, x, wide, *sums), device)
+    given = None if s.summed else x
+    known = (dy, dcells, given, x, x, *map(dtype_of, (*s[1:5], s.lengths, s.starts)), wide, stats)
+    return plan(BACKWARD, s.weight_hh.shape[1], (s.group, s.carry), (*known, x, dp, x, wide, *sums), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
@@ -141,18 +150,18 @@ def forward(
         return None
     T, B, _ = x.shape
     h, c = states(T, h0, x.dtype, s.reverse), states(T, c0, arithmetic(x.dtype), s.reverse)
-    p = torch.empty_like(x) if save else None
-    stats = c.new_empty((T, B, 2)) if save and s.ln_hh_weight is not None else None
-    tensors = (x, *s[:4], s.lengths, h, c, p, stats)
+    p = (x if s.summed else torch.empty_like(x)) if save else None
+    stats = c.new_empty((T, 4 // s.group, B, 2)) if save and s.gain is not None else None
+    tensors = (x, *s[:5], s.lengths, s.starts, h, c, p, stats)
     launching.launch(launching.count(B), *tensors, T, B, *direction(T, s.reverse), s.eps)
-    return h, c, p, stats, None
+    return h, c, None if s.summed else p, stats, None
 
 
 def backward(
     dy: Tensor | None,
     dcells: Tensor | None,
     x: Tensor,
-    p: Tensor,
+    p: Tensor | None,
     stats: Tensor | None,
     c: Tensor,
     s: LSTMSteps,
@@ -165,10 +174,11 @@ def backward(
     (T, B, _), H = x.shape, c.shape[-1]
     programs = launching.count(B)
     dgates = torch.empty_like(x)
-    dp = None if s.ln_hh_weight is None else torch.empty_like(x)
+    dp = None if s.gain is None else torch.empty_like(x)
     dh, dc = x.new_empty((B, H)), c.new_empty((B, H))
     dw_c, db_c = (None if w is None else c.new_empty((programs, H)) for w in (s.ln_c_weight, s.ln_c_bias))
-    read = (contiguous(dy), contiguous(dcells), x, p, *s[:4], s.lengths, c, stats)
+    given = (None, x) if s.summed else (x, p)
+    read = (contiguous(dy), contiguous(dcells), *given, *s[:5], s.lengths, s.starts, c, stats)
     written = (dgates, dp, dh, dc, dw_c, db_c)
     launching.launch(programs, *read, *written, T, B, *direction(T, s.reverse, backward=True), s.eps)
     return dgates, dgates if dp is None else dp, dh, dc, *stepwise.added_up(dw_c, db_c, device), None

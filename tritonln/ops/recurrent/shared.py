@@ -13,19 +13,25 @@ from tritonln.device import Device, kernels_on
 from tritonln.ops import layer_norm_aten
 from tritonln.ops.contract import DTYPES, HALF, arithmetic
 from tritonln.ops.layer_norm import LAYER_NORM
+from tritonln.ops.operands import dtypes_of
+from tritonln.ops.rows import BackwardCall, Settings
 
 
 class LSTMSteps(NamedTuple):
     """What the time steps of an LSTM have in common."""
 
     weight_hh: Tensor
-    ln_hh_weight: Tensor | None
+    gain: Tensor | None
+    bias: Tensor | None
     ln_c_weight: Tensor | None
     ln_c_bias: Tensor | None
     weight_hr: Tensor | None
     lengths: Tensor | None
+    starts: Tensor | None
     reverse: bool
     carry: bool
+    group: int  # how many gates are normalized together
+    summed: bool  # the sum of both products is normalized: x is that of the input, and the steps' sums take its place
     eps: float
 
 
@@ -33,12 +39,20 @@ class GRUSteps(NamedTuple):
     """What the time steps of a GRU have in common."""
 
     weight_hh: Tensor
-    bias_hh: Tensor | None
-    ln_hh_weight: Tensor
+    bias: Tensor | None
+    gain: Tensor
     lengths: Tensor | None
+    starts: Tensor | None
     reverse: bool
-    joint: bool
+    group: int  # as an LSTM's
+    summed: bool
     eps: float
+
+
+def widths(gates: int, group: int, H: int) -> tuple[int, ...]:
+    """Of the groups of columns that are normalized together: `group` gates, and what is left of them."""
+    rest = gates % group
+    return (group * H,) * (gates // group) + ((rest * H,) if rest else ())
 
 
 def check(
@@ -69,6 +83,24 @@ def check(
             raise RuntimeError(f"{operator}: expected {name} of dtype {x.dtype}, got {t.dtype}")
 
 
+def check_norms(
+    operator: str,
+    ln_hh_weight: Tensor | None,
+    ln_weight: Tensor | None,
+    ln_bias: Tensor | None,
+    norm_groups: str,
+    known: tuple[str, ...],
+) -> None:
+    if ln_weight is not None and ln_hh_weight is not None:
+        raise RuntimeError(f"{operator}: expected ln_weight or ln_ih_weight and ln_hh_weight, got all of them")
+    if ln_bias is not None and ln_weight is None:
+        raise RuntimeError(f"{operator}: expected ln_weight where there is an ln_bias")
+    if norm_groups not in known:
+        raise RuntimeError(f"{operator}: expected norm_groups one of {', '.join(known)}, got {norm_groups}")
+    if norm_groups == "gates" and ln_weight is None:
+        raise RuntimeError(f"{operator}: expected ln_weight where norm_groups is 'gates'")
+
+
 def check_lengths(operator: str, lengths: Tensor | None, x: Tensor) -> None:
     if lengths is None:
         return
@@ -79,6 +111,16 @@ def check_lengths(operator: str, lengths: Tensor | None, x: Tensor) -> None:
         )
 
 
+def check_resets(operator: str, resets: Tensor | None, x: Tensor) -> None:
+    if resets is None:
+        return
+    if resets.shape != x.shape[:-1] or resets.dtype != torch.bool or resets.device != x.device:
+        raise RuntimeError(
+            f"{operator}: expected resets of shape {tuple(x.shape[:-1])}, dtype torch.bool on {x.device}, "
+            f"got {tuple(resets.shape)}, {resets.dtype} on {resets.device}"
+        )
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast wants of the products; None where it is off."""
     return torch.get_autocast_dtype(x.device.type) if autocast_on(x) and x.dtype != torch.float64 else None
@@ -86,7 +128,7 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
 
 def autocast_on(x: Tensor) -> bool:
     kind = x.device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # there is none for "meta"
+    return kind != "meta" and torch.is_autocast_enabled(kind)  # there is none for "meta"
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
@@ -128,6 +170,40 @@ def running(T: int, lengths: Tensor) -> Tensor:
     return (torch.arange(T, device=lengths.device)[:, None] < lengths).unsqueeze(-1)
 
 
+def starting(lengths: Tensor | None, resets: Tensor | None, reverse: bool) -> Tensor | None:
+    """(T + 1, B): whether the step that would go on from a slot goes on from the initial state's slot instead."""
+    if resets is None:
+        return None
+    anew = resets if lengths is None else resets & running(len(resets), lengths)[..., 0]
+    # The first step has no other state to go on from, and nothing goes on from the last one's.
+    first, rest = (anew[-1:], anew[:-1]) if reverse else (anew[:1], anew[1:])
+    ends = torch.zeros_like(first)
+    return torch.cat([ends, rest, ends])
+
+
+def before(slots: Sequence[Tensor], starts: Tensor | None, previous: int, initial: int) -> Tensor:
+    """The state that the step goes on from which reads the slot `previous`."""
+    if starts is None:
+        return slots[previous]
+    return torch.where(starts[previous, :, None], slots[initial], slots[previous])
+
+
+def gone_on_from(states: Tensor, starts: Tensor | None, reverse: bool) -> Tensor:
+    """(T, B, ...): the state that each step went on from."""
+    before = slice(1, None) if reverse else slice(None, -1)
+    if starts is None:
+        return states[before]
+    return torch.where(starts[before, :, None], states[-1 if reverse else 0], states[before])
+
+
+def with_starts(dh0: Tensor, dp: Tensor, starts: Tensor | None, weight_hh: Tensor, reverse: bool) -> Tensor:
+    """The gradient of the initial h, with what reaches it through W_hh from rows that start anew: one product."""
+    if starts is None:
+        return dh0
+    anew = starts[slice(1, None) if reverse else slice(None, -1), :, None]
+    return dh0 + torch.where(anew, dp, 0).sum(0, dtype=arithmetic(dp.dtype)).to(dp.dtype) @ weight_hh
+
+
 def without_padding(x: Tensor, lengths: Tensor | None) -> Tensor:
     """x with zeros at the steps that a row does not run: a NaN there would reach sums as zero times NaN."""
     return x if lengths is None else torch.where(running(x.shape[0], lengths), x, 0)
@@ -139,10 +215,33 @@ def norm_forward(
     """LN over the last dimension of x, and the statistics of the rows where they are to be saved."""
     N = x.shape[-1]
     if device is not None:
-        return LAYER_NORM.forward((x,), N, (weight, bias), eps, x.dtype, save, device)
+        y, _, stats = LAYER_NORM.forward((x, weight, bias), Settings(N, eps, x.dtype), save, device)
+        return y, stats
     wide, weight, bias = cast(arithmetic(x.dtype), x, weight, bias)
     y, mean, rstd = torch.native_layer_norm(wide, (N,), weight, bias, eps)
     return y.to(x.dtype), torch.cat([mean, rstd], -1).view(-1, 2) if save else None
+
+
+def gains_backward(
+    dy: Sequence[Tensor],
+    rows: Sequence[Tensor],
+    gain: Tensor,
+    bias: Tensor | None,
+    stats: Sequence[Tensor],
+    needs: tuple[bool, bool],
+    device: Device | None,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of the gain and the bias of norms from their columns, piece by piece: only the statistics are
+    those of whole groups.
+    """
+    sizes = [piece.shape[-1] for piece in dy]
+    biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+    found = [
+        norm_backward(d, row, w, b, pair.contiguous(), (False, needs[0], needs[1] and b is not None), device)[1:]
+        for d, row, w, b, pair in zip(dy, rows, gain.split(sizes), biases, stats)
+    ]
+    dw, db = (None if None in part else torch.cat([t.to(part[-1].dtype) for t in part]) for part in zip(*found))
+    return dw, db
 
 
 def norm_backward(
@@ -159,7 +258,9 @@ def norm_backward(
         return None, None, None
     N, stats = x.shape[-1], stats.view(-1, 2)
     if device is not None:
-        dx, dw, db = LAYER_NORM.backward(dy, (x,), N, (weight, bias), stats, needs, device)
+        s, tensors = Settings(N, 0.0, x.dtype), (x, weight, bias)
+        call = BackwardCall(dy, None, None, tensors, dtypes_of(tensors), stats, s, needs)
+        dx, dw, db = LAYER_NORM.backward(call, device)
         return dx, dw, db
     return layer_norm_aten.backward(dy, x, N, weight, bias, stats, needs)
 

@@ -24,16 +24,18 @@ class WholeSequence:
     """A kernel of all time steps, beside the loop that launches them one by one.
 
     Of `operands` a T stands for the steps that the tuner takes, and S for the slots of their states.
-    `variant` is what the operator has two of that are the same work, such as which state is carried.
+    A variant is what the operator has several of that are much the same work, such as which state is carried; the
+    usual one is tuned.
     """
 
     name: str
     operands: Mapping[str, str]
     results: tuple[str, ...]
     kernel: Callable[[], Any]
-    constants: Callable[[int, bool], tuple[int, ...]]  # of H and the variant
+    constants: Callable[..., tuple[int, ...]]  # of H and the variant
+    usual: tuple[int, ...]
     stepwise: Callable[[Device, Sequence[Any]], None]  # the same on the same arguments
-    demand: Callable[[int], Demand]  # of the bytes of a value of x
+    demand: Callable[[int, bool], Demand]  # of the bytes of a value of x, and whether rows start anew
     keys: Callable[[int, torch.dtype], Iterator[Mapping[str, torch.dtype | None]]]
     updated: tuple[str, ...] = ()
     backward: bool = False
@@ -42,7 +44,7 @@ class WholeSequence:
     @functools.cached_property
     def tunable(self) -> Tunable:
         def demand(key: Key) -> Demand:
-            return self.demand(key.operands["weight"].itemsize)
+            return self.demand(key.operands["weight"].itemsize, "starts" in key.operands)
 
         def scalars(M: int) -> tuple[float, ...]:
             return LENGTH, M, *direction(LENGTH, False, self.backward), *self.scalars
@@ -54,7 +56,7 @@ class WholeSequence:
             results=self.results,
             updated=self.updated,
             kernels=lambda: (self.kernel(),),
-            plan=lambda key, c, device: self.launching(key.N, False, c, device),
+            plan=lambda key, c, device: self.launching(key.N, self.usual, c, device),
             choice=lambda key, device: recurrent.persistent(key.N, demand(key), device),
             candidates=lambda key, device: recurrent.persistent_candidates(key.N, demand(key), device),
             safe=lambda key: STEPS,
@@ -65,16 +67,16 @@ class WholeSequence:
             steps=LENGTH,
         )
 
-    def launching(self, H: int, variant: bool, c: Config, device: Device) -> Plan:
+    def launching(self, H: int, variant: tuple[int, ...], c: Config, device: Device) -> Plan:
         if c == STEPS:
             return Plan(lambda _, *arguments: self.stepwise(device, arguments), 1, 1)
-        constants = (*self.constants(H, variant), recurrent.precision(device), c.num_stages, c.block_m, c.block_n)
+        constants = (*self.constants(H, *variant), recurrent.precision(device), c.num_stages, c.block_m, c.block_n)
         return Plan(Launch(self.kernel(), constants, device, c.num_warps, of=self.tunable), c.block_m, 0)
 
 
 @planned
 def plan(
-    sequence: WholeSequence, H: int, variant: bool, dtypes: tuple[torch.dtype | None, ...], device: Device
+    sequence: WholeSequence, H: int, variant: tuple[int, ...], dtypes: tuple[torch.dtype | None, ...], device: Device
 ) -> Plan | None:
     """For operands of these dtypes, in the kernel's order.  None where steps are launched one by one, which needs no
     look-up where nothing else is possible.

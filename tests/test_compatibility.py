@@ -1,0 +1,282 @@
+"""What else torch does with an operator, for each of them: rows of the README's table that have no test elsewhere."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import itertools
+import pathlib
+import pickle
+import re
+import threading
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+import tritonln
+from tests.helpers.operators import (
+    CPU,
+    FUNCTIONS,
+    Function,
+    N,
+    Tensors,
+    derived,
+    each,
+    each_norm,
+    each_norm_thoroughly,
+    same,
+    some,
+    tensors_of,
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+
+# ---- autograd's modes --------------------------------------------------------------------------
+
+
+@each
+def test_checkpointing(name: str, device: torch.device) -> None:
+    """Of both kinds, and a selective policy that keeps the op's results; the op is deterministic, and may be either."""
+    function, tensors = FUNCTIONS[name], tensors_of(name, device)
+    expected = derived(function, tensors)
+    policy = lambda ctx, op, *a, **k: (  # noqa: E731
+        CheckpointPolicy.MUST_SAVE if op.namespace == "tritonln" else CheckpointPolicy.PREFER_RECOMPUTE
+    )
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    same(derived(lambda t: checkpoint(function, t, use_reentrant=False), tensors), expected)
+    same(derived(lambda t: checkpoint(function, t, use_reentrant=False, context_fn=contexts), tensors), expected)
+    leaves = [t.detach().requires_grad_() for t in tensors.values()]
+    outputs = checkpoint(lambda *v: function(dict(zip(tensors, v))), *leaves, use_reentrant=True)
+    torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+    plainly = {word: t.detach().requires_grad_() for word, t in tensors.items()}
+    outputs = function(plainly)
+    torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+    same([t.grad for t in leaves], [t.grad for t in plainly.values()])
+
+
+@some
+def test_saved_tensors_may_be_offloaded(name: str, device: torch.device) -> None:
+    expected = derived(FUNCTIONS[name], tensors_of(name, device))
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.cpu().clone(), lambda t: t.to(device)):
+        same(derived(FUNCTIONS[name], tensors_of(name, device)), expected)
+
+
+@some
+def test_inference_mode_and_anomaly_mode(name: str, device: torch.device) -> None:
+    tensors = tensors_of(name, device)
+    with torch.inference_mode():
+        outputs = FUNCTIONS[name](tensors)
+    with torch.autograd.set_detect_anomaly(True):
+        same(outputs, derived(FUNCTIONS[name], tensors)[: len(outputs)])
+
+
+@some
+def test_threads(name: str, device: torch.device) -> None:
+    """Forward and backward in several at once."""
+    function, tensors = FUNCTIONS[name], tensors_of(name, device)
+    expected, found = derived(function, tensors), []
+    workers = [threading.Thread(target=lambda: found.append(derived(function, tensors))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 3
+    for one in found:
+        same(one, expected)
+
+
+# ---- kinds of tensors --------------------------------------------------------------------------
+
+
+@each_norm
+def test_lazily_negated_tensors(name: str, device: torch.device) -> None:
+    """Each argument in turn, which backward reads too."""
+    tensors = tensors_of(name, device)
+    expected = derived(FUNCTIONS[name], tensors)
+    for word in tensors:
+        same(derived(FUNCTIONS[name], {**tensors, word: torch._neg_view(-tensors[word])}), expected)
+
+
+@each_norm
+def test_unaligned_tensors(name: str, device: torch.device) -> None:
+    """Parameters are views of a flat buffer; x is one too."""
+    tensors = tensors_of(name, device)
+    views = {}
+    for word, t in tensors.items():
+        views[word] = torch.cat([t.new_zeros(1), t.reshape(-1)])[1:].view(t.shape)
+        assert views[word].data_ptr() % 16 == 4
+    same(derived(FUNCTIONS[name], views), derived(FUNCTIONS[name], tensors))
+
+
+@each
+def test_meta_and_fake_tensors(name: str, device: torch.device) -> None:
+    """All of them, and those beside x alone."""
+    tensors = tensors_of(name, CPU)
+    expected = derived(FUNCTIONS[name], tensors)
+    found = derived(FUNCTIONS[name], {word: t.to("meta") for word, t in tensors.items()})
+    assert all(t.is_meta and t.shape == ref.shape for t, ref in zip(found, expected, strict=True))
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = {word: mode.from_tensor(t) for word, t in tensors.items()}
+    assert all(isinstance(t, FakeTensor) for t in derived(FUNCTIONS[name], fake))
+    assert all(isinstance(y, FakeTensor) for y in FUNCTIONS[name]({**fake, "x": tensors["x"]}))
+
+
+class Watching(Tensor):
+    """Overrides functions, and does nothing else."""
+
+    seen: list[Any] = []  # noqa: RUF012
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        cls.seen.append(func)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+@each
+def test_subclasses(name: str, device: torch.device) -> None:
+    """By __torch_function__, and by __torch_dispatch__."""
+    tensors = tensors_of(name, device)
+    expected = derived(FUNCTIONS[name], tensors)
+    outputs = FUNCTIONS[name]({word: t.as_subclass(Watching) for word, t in tensors.items()})
+    assert all(type(y) is Watching for y in outputs)
+    assert getattr(tritonln, "gated_rms_norm" if name == "gate_first" else name) in Watching.seen
+    found = derived(FUNCTIONS[name], {word: TwoTensor(t, t) for word, t in tensors.items()})
+    for out, ref in zip(found, expected, strict=True):
+        torch.testing.assert_close(out.a, ref, rtol=1e-4, atol=1e-4)  # by the formula
+
+
+def of_sequences(name: str, device: torch.device, function: Function) -> tuple[Tensors, Function, Function]:
+    """Sequences of several lengths, with modulations by sequence: all at once by `function`, and one by one."""
+    tensors, offsets = tensors_of(name, device), torch.tensor([0, 2, 7, 9], device=device)
+    shape, spans = tensors["x"].shape, list(itertools.pairwise(offsets.tolist()))
+    of_rows = {word: t.dim() == len(shape) for word, t in tensors.items()}
+    flat = {word: t.flatten(0, 1)[:9] for word, t in tensors.items() if of_rows[word]}
+
+    def nested(t: Tensors) -> tuple[Tensor, ...]:
+        jagged = torch.nested.nested_tensor_from_jagged
+        outputs = function({word: jagged(v, offsets) if of_rows[word] else v for word, v in t.items()})
+        assert all(y.is_nested and y.offsets() is offsets for y in outputs)  # type: ignore[attr-defined]
+        return tuple(y.values() for y in outputs)
+
+    def singly(t: Tensors) -> tuple[Tensor, ...]:
+        parts = []
+        for i, (start, end) in enumerate(spans):
+            shared = {word: v[i : i + 1] if v.dim() == 2 else v for word, v in t.items() if not of_rows[word]}
+            parts.append(FUNCTIONS[name]({word: shared.get(word, v[start:end][None]) for word, v in t.items()}))
+        return tuple(torch.cat([y[0] for y in outputs]) for outputs in zip(*parts))
+
+    return {**tensors, **flat}, nested, singly
+
+
+@each_norm
+def test_jagged_nested_tensors(name: str, device: torch.device) -> None:
+    tensors, nested, singly = of_sequences(name, device, FUNCTIONS[name])
+    for out, ref in zip(derived(nested, tensors), derived(singly, tensors), strict=True):
+        torch.testing.assert_close(out, ref)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of what Dynamo looks at
+@each_norm_thoroughly
+def test_compiled_jagged_nested_tensors(name: str, device: torch.device) -> None:
+    compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")
+    (tensors, nested, _), (_, eager, _) = (of_sequences(name, device, f) for f in (compiled, FUNCTIONS[name]))
+    same(derived(nested, tensors), derived(eager, tensors))
+
+
+def test_jagged_nested_tensors_that_do_not_fit() -> None:
+    jagged = torch.nested.nested_tensor_from_jagged
+    x, other = (jagged(torch.randn(5, N), torch.tensor([0, 2, 5])) for _ in range(2))
+    with pytest.raises(RuntimeError, match="expected residual to have the offsets of x"):
+        tritonln.add_rms_norm(x, other, N)
+    with pytest.raises(RuntimeError, match=r"Expected scale size \[2, 8\] beside x"):
+        tritonln.adaptive_rms_norm(x, torch.ones(3, N), None, N)
+    gaps = jagged(torch.randn(5, N), torch.tensor([0, 2, 5]), torch.tensor([1, 2]))
+    with pytest.raises(RuntimeError, match="expected input to be a jagged tensor without gaps"):
+        tritonln.rms_norm(gaps, N)
+
+
+@some
+def test_another_default_device(name: str, device: torch.device) -> None:
+    tensors = tensors_of(name, device)
+    expected = derived(FUNCTIONS[name], tensors)
+    with torch.device("meta"):
+        found = FUNCTIONS[name](tensors)
+        torch.manual_seed(0)
+        out = tritonln.add_rms_norm(torch.ones(4, N, device=device), None, N, dropout_p=0.5)[1]
+    same(found, expected[: len(found)])
+    assert not out.is_meta
+
+
+# ---- modules -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm", "AddRMSNorm", "AdaptiveLayerNorm", "GatedRMSNorm", "QKNorm"])
+def test_modules_are_copied_and_stored(kind: str) -> None:
+    module = getattr(tritonln.nn, kind)(N)
+    for p in module.parameters():
+        nn.init.normal_(p)
+    copies = copy.deepcopy(module), pickle.loads(pickle.dumps(module))
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    loaded = getattr(tritonln.nn, kind)(N)
+    loaded.load_state_dict(torch.load(file, weights_only=True))
+    for other in (*copies, loaded):
+        same(other.parameters(), module.parameters())
+    if kind == "LayerNorm":
+        before, weight = module.weight, nn.Parameter(torch.ones(N))
+        torch.utils.swap_tensors(module.weight, weight)
+        assert module.weight is before
+        x = torch.randn(3, N)
+        torch.testing.assert_close(module(x), F.layer_norm(x, (N,), torch.ones(N), module.bias))
+
+
+@each_norm_thoroughly
+def test_expanded_weights(name: str, device: torch.device) -> None:
+    """As call_for_per_sample_grads makes them of parameters."""
+    tensors = tensors_of(name, device)
+    words = [word for word in tensors if word.endswith(("weight", "bias"))]
+    leaves = {word: tensors[word].clone().requires_grad_() for word in words}
+    x = tensors["x"].clone().requires_grad_()
+    derived_by = lambda t: sum(y.pow(3).sum() for y in FUNCTIONS[name](t))  # noqa: E731
+    samples = {word: ExpandedWeight(leaf, len(x), "sum") for word, leaf in leaves.items()}
+    derived_by({**tensors, "x": x, **samples}).backward()
+    for i in range(len(x)):
+        one = {word: t if word in words else t[i : i + 1] for word, t in {**tensors, "x": x.detach()}.items()}
+        some = {word: one[word].clone().requires_grad_() for word in (*words, "x")}
+        *expected, dx = torch.autograd.grad(derived_by({**one, **some}), list(some.values()))
+        for word, ref in zip(words, expected, strict=True):
+            torch.testing.assert_close(leaves[word].grad_sample[i], ref)  # type: ignore[attr-defined]
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad[i : i + 1], dx)
+
+
+def test_per_sample_gradients_of_modules() -> None:
+    net = nn.Sequential(tritonln.nn.LayerNorm(N), nn.Linear(N, N), tritonln.nn.RMSNorm(N))
+    x = torch.randn(3, 5, N)
+    call_for_per_sample_grads(net, loss_reduction="mean")(x).pow(3).sum((1, 2)).mean().backward()
+    for i in range(3):
+        expected = torch.autograd.grad(net(x[i : i + 1]).pow(3).sum(), list(net.parameters()))
+        for p, ref in zip(net.parameters(), expected):
+            torch.testing.assert_close(p.grad_sample[i], ref)  # type: ignore[attr-defined]
+
+
+def test_every_test_of_the_table_is_there() -> None:
+    """In the README, under the title Compatibility."""
+    root = pathlib.Path(__file__).parents[1]
+    table = (root / "README.md").read_text().split("## Compatibility")[1].split("\n## ")[0]
+    named = set(re.findall(r"\btest_\w+", table))
+    defined = {
+        n for file in (root / "tests").rglob("test_*.py") for n in re.findall(r"def (test_\w+)", file.read_text())
+    }
+    assert len(named) > 20
+    assert named <= defined, named - defined

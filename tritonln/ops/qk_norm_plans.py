@@ -1,0 +1,319 @@
+"""qk_norm on tensors: its tunables, what is allocated and what is launched."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tritonln.configurations import heads as rules
+from tritonln.configurations.config import Config
+from tritonln.configurations.lookup import config_for, current_policy, planned
+from tritonln.configurations.tunable import Key, Tunable, register_operator
+from tritonln.device import Device
+from tritonln.launch import Launch, Plan
+from tritonln.ops.column_sums import SUMS, column_sums_plan
+from tritonln.ops.contract import arithmetic, contiguous, dtype_of, empty_like
+from tritonln.ops.operands import Dtypes, written
+
+
+class Tensors(NamedTuple):
+    q: Tensor
+    k: Tensor
+    q_weight: Tensor | None
+    k_weight: Tensor | None
+    q_bias: Tensor | None
+    k_bias: Tensor | None
+    cos: Tensor | None  # of the shape (*, T, N), each dimension that of q and k or 1
+    sin: Tensor | None
+
+    @property
+    def heads(self) -> tuple[int, int]:
+        return self.q.shape[-2], self.k.shape[-2]
+
+    @property
+    def tokens(self) -> int:
+        return math.prod(self.q.shape[:-2])
+
+
+class Norm(NamedTuple):
+    """What is computed of a row beside its parameters."""
+
+    eps: float
+    centred: bool = False  # layer normalization
+
+
+Parameters = tuple[Dtypes, Dtypes]  # weights and biases, of q and of k each
+Needs = tuple[bool, ...]  # whether the gradients of q, k, and their weights and biases are wanted
+
+# ---- from configurations to launches -------------------------------------------------------------
+
+
+def _kernels() -> tuple[Any, Any]:
+    from tritonln.kernels.qk_norm import qk_norm_bwd, qk_norm_fwd
+
+    return qk_norm_fwd, qk_norm_bwd
+
+
+def _shape(key: Key) -> tuple[int, int, int]:
+    return key.N, key.operands["x"].itemsize, 2 if "cos" in key.operands else 1
+
+
+def _keys(of: Callable[..., Key]) -> Callable[[int, torch.dtype], Iterator[Key]]:
+    def keys(N: int, x: torch.dtype) -> Iterator[Key]:
+        for rotary in (x, None) if N % 2 == 0 else (None,):
+            for parameter in dict.fromkeys((x, arithmetic(x))):
+                if N <= rules.MOST:
+                    yield of(N, x, ((parameter,), (parameter,)), (rotary, rotary), (True,) * 6)
+
+    return keys
+
+
+def _either(dtypes: Dtypes) -> torch.dtype | None:
+    return next((dtype for dtype in dtypes if dtype is not None), None)
+
+
+class Heads:
+    """One of both norms, with its tunables.
+
+    A tuned launch has the rows of one tensor, of one head: those of two, and of strided ones, are the same work.
+    """
+
+    def __init__(self, name: str, centred: bool):
+        self.name, self.centred = name, centred
+        parameters = {"weight": "N", "bias": "N"} if centred else {"weight": "N"}
+        read = {"x": "M N", **parameters, "cos": "M N", "sin": "M N"}
+        sums = {f"d{name[0]}_partial": "P N" for name in parameters}
+        self.forward_tunable = Tunable(
+            name=f"{name}_fwd",
+            operands={**read, "y": "M N"},
+            layout=(("x",), ("weight",), ("bias",), ("cos", "sin"), ("y",)),
+            results=("y",),
+            kernels=lambda: _kernels()[:1],
+            plan=lambda key, c, device: self._forward(key, (1,), c, device),
+            choice=lambda key, device: rules.forward(*_shape(key)),
+            candidates=lambda key, device: rules.forward_candidates(*_shape(key)),
+            safe=lambda key: rules.safe(key.N, _shape(key)[2]),
+            keys=_keys(self._forward_key),
+            scalars=lambda M: (M, M, 1e-6),
+        )
+        self.backward_tunable = Tunable(
+            name=f"{name}_bwd",
+            operands={"dy": "M N", **read, "dx": "M N", **sums},
+            layout=(("x",), ("dy",), ("weight",), ("cos", "sin"), ("dx",), ("dw_partial",), ("db_partial",)),
+            results=("dx", *sums),
+            kernels=lambda: _kernels()[1:],
+            plan=lambda key, c, device: self._backward(key, (1,), c, device),
+            choice=lambda key, device: rules.backward(*_shape(key)),
+            candidates=lambda key, device: rules.backward_candidates(*_shape(key)),
+            safe=lambda key: rules.safe(key.N, _shape(key)[2], 1),
+            keys=_keys(self._backward_key),
+            scalars=lambda M: (M, M, 1e-6),
+        )
+        self.tunables = self.forward_tunable, self.backward_tunable, SUMS
+
+    def _forward(self, key: Key, heads: tuple[int, ...], c: Config, device: Device) -> Plan:
+        constants, of = (heads, key.N, c.pieces, c.block_m, c.block_n, self.centred), self.forward_tunable
+        return Plan(Launch(_kernels()[0], constants, device, c.num_warps, of=of, name=of.name), c.block_m, 0)
+
+    def _backward(self, key: Key, heads: tuple[int, ...], c: Config, device: Device) -> Plan:
+        constants = heads, key.N, c.pieces, c.block_m, c.block_n, c.num_stages, self.centred
+        of = self.backward_tunable
+        launch = Launch(_kernels()[1], constants, device, c.num_warps, of=of, name=of.name)
+        return Plan(launch, c.block_m, c.programs * device.multiprocessors)
+
+    def _forward_key(self, N: int, x: torch.dtype, parameters: Parameters, rotary: Dtypes, _: Needs = ()) -> Key:
+        weight, bias = map(_either, parameters)
+        return self.forward_tunable.key(N, x=x, weight=weight, bias=bias, cos=rotary[0], sin=rotary[1], y=x)
+
+    def _backward_key(self, N: int, x: torch.dtype, parameters: Parameters, rotary: Dtypes, needs: Needs) -> Key:
+        cos, sin = rotary
+        dx, dw, db = (
+            dtype if any(needs[i : i + 2]) else None for i, dtype in ((0, x), (2, arithmetic(x)), (4, arithmetic(x)))
+        )
+        weight = _either(parameters[0])
+        return self.backward_tunable.key(
+            N, dy=x, x=x, weight=weight, cos=cos, sin=sin, dx=dx, dw_partial=dw, db_partial=db
+        )
+
+    def train(
+        self, make: Callable[..., Tensor], rows: int, N: int, x: torch.dtype, parameter: torch.dtype, device: Device
+    ) -> None:
+        """A forward and a backward pass of `rows` rows, eight in nine of q, with rotary embedding of even rows."""
+        if x == torch.float64:
+            parameter = x
+        tokens = max(1, rows // 9)
+        rotary = [make(tokens, N, dtype=x) if N % 2 == 0 else None for _ in range(2)]
+        parameters = [make(N, dtype=parameter) if i < 2 or self.centred else None for i in range(4)]
+        t = Tensors(make(tokens, 8, N, dtype=x), make(tokens, 1, N, dtype=x), *parameters, *rotary)
+        norm = Norm(1e-6, self.centred)
+        upstream = forward(t, norm, device)
+        backward(upstream, t, norm, tuple(x is not None for x in t[:6]), device)
+
+
+RMS_HEADS, CENTRED_HEADS = Heads("qk_norm", False), Heads("qk_layer_norm", True)
+for of_heads in (RMS_HEADS, CENTRED_HEADS):
+    register_operator(of_heads)
+
+
+def _heads(centred: bool) -> Heads:
+    return CENTRED_HEADS if centred else RMS_HEADS
+
+
+@planned
+def forward_plan(
+    centred: bool,
+    N: int,
+    heads: tuple[int, int],
+    x: torch.dtype,
+    parameters: Parameters,
+    rotary: Dtypes,
+    device: Device,
+) -> Plan:
+    """For tensors of these dtypes; None where there is none."""
+    of = _heads(centred)
+    if current_policy().name != "lookup":  # a backward pass may not search, nor be the one to fail
+        needs = True, True, *(dtype is not None for dtypes in parameters for dtype in dtypes)
+        backward_plan(centred, N, heads, x, parameters, rotary, needs, device)
+    key = of._forward_key(N, x, parameters, rotary)
+    return of._forward(key, heads, config_for(of.forward_tunable, key, device), device)
+
+
+@planned
+def backward_plan(
+    centred: bool,
+    N: int,
+    heads: tuple[int, int],
+    x: torch.dtype,
+    parameters: Parameters,
+    rotary: Dtypes,
+    needs: Needs,
+    device: Device,
+) -> tuple[Plan, Plan | None]:
+    """The launch of the gradients, and that of the sums of partial sums where there are any."""
+    of = _heads(centred)
+    key = of._backward_key(N, x, parameters, rotary, needs)
+    totals = tuple([d if needed else None for d, needed in zip((*parameters[0], *parameters[1]), needs[2:])])
+    sums = column_sums_plan(N, arithmetic(x), totals, device) if any(needs[2:]) else None
+    return of._backward(key, heads, config_for(of.backward_tunable, key, device), device), sums
+
+
+# ---- from tensors to launches ------------------------------------------------------------------------
+
+
+def _dtypes(t: Tensors) -> tuple[torch.dtype, Parameters, Dtypes]:
+    q, _, q_weight, k_weight, q_bias, k_bias, cos, sin = t
+    weights, biases = (dtype_of(q_weight), dtype_of(k_weight)), (dtype_of(q_bias), dtype_of(k_bias))
+    return q.dtype, (weights, biases), (dtype_of(cos), dtype_of(sin))
+
+
+def _placed(t: Tensor | None, tokens: int) -> tuple[Any, ...]:
+    """(tokens, H, N) as the kernels take it, a copy only where the tokens or the values of a row have no one stride."""
+    if t is None:
+        return ()
+    if t.is_contiguous():
+        return (t,)
+    rows = t.reshape(tokens, *t.shape[-2:])
+    if rows.shape[-1] > 1 and rows.stride(-1) != 1:
+        rows = rows.contiguous()
+    return (rows,) if rows.is_contiguous() else (rows, rows.stride(0), rows.stride(1))
+
+
+def _rotary(t: Tensors) -> tuple[tuple[Any, ...], int]:
+    """cos and sin as the kernels take them, and their rows: one for each token, or for each of the last dimension."""
+    if t.cos is None or t.sin is None:
+        return ((), ()), 1
+    lead, outer = t.q.shape[:-2], t.cos.shape[:-1]
+    shared = math.prod(outer) == (outer[-1] if outer else 1)
+    if not shared or (outer and outer[-1] != lead[-1]):
+        whole = t.cos.expand(*lead, -1), t.sin.expand(*lead, -1)
+        return written([side.contiguous() for side in whole]), t.tokens
+    return written([t.cos.contiguous(), t.sin.contiguous()]), math.prod(outer)
+
+
+def forward(t: Tensors, norm: Norm, device: Device) -> tuple[Tensor, Tensor]:
+    """Of tensors with values."""
+    q, k = empty_like(t.q, t.q.dtype), empty_like(t.k, t.k.dtype)
+    _launch_forward(t, norm, written((q, k)), device)
+    return q, k
+
+
+def forward_in_place(t: Tensors, norm: Norm, device: Device) -> bool:
+    """Writes the results over q and k; False, and nothing done, where a launch cannot: values of one row may lie in
+    another too, or tokens have no one stride.
+    """
+    places = [_placed(x, t.tokens) for x in (t.q, t.k)]
+    for x, (first, *strides) in zip(t, places):
+        H, N = x.shape[-2:]  # type: ignore[union-attr]
+        token, head = strides or (H * N, N)
+        apart = (H == 1 or head >= N) and (t.tokens == 1 or token >= (H - 1) * head + N)
+        if not apart or first.data_ptr() != x.data_ptr():  # type: ignore[union-attr]
+            return False
+    if t.q.data_ptr() == t.k.data_ptr():
+        return False
+    _launch_forward(t, norm, tuple(places), device)
+    for x in (t.q, t.k):
+        if not x.is_inference():
+            torch.autograd.graph.increment_version(x)
+    return True
+
+
+def _launch_forward(t: Tensors, norm: Norm, results: tuple[Any, ...], device: Device) -> None:
+    tokens, (rotary, T) = t.tokens, _rotary(t)
+    plan = forward_plan(norm.centred, t.q.shape[-1], t.heads, *_dtypes(t), device)
+    streams = _placed(t.q, tokens), _placed(t.k, tokens)
+    programs = sum(plan.count(tokens * heads) for heads in t.heads)
+    plan.launch(programs, streams, *_parameters(t), rotary, results, tokens, T, norm.eps)
+
+
+def _parameters(t: Tensors) -> tuple[Any, Any]:
+    """Weights and biases as the kernels take them."""
+    return written(list(map(contiguous, t[2:4]))), written(list(map(contiguous, t[4:6])))
+
+
+def backward(
+    upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs: Needs, device: Device
+) -> list[Tensor | None]:
+    """The gradients of q, k, their weights and biases, each None unless needed, from those of the results."""
+    gradients = [
+        empty_like(x, x.dtype) if needed and x is not None and dy is not None else None
+        for x, needed, dy in zip(t, needs, tuple(upstream) * 3)
+    ]
+    wanted = tuple([g is not None for g in gradients])
+    if any(wanted):
+        _launch_backward(upstream, t, norm, gradients, wanted, device)
+    return gradients
+
+
+def _launch_backward(
+    upstream: Sequence[Tensor | None],
+    t: Tensors,
+    norm: Norm,
+    gradients: Sequence[Tensor | None],
+    wanted: Needs,
+    device: Device,
+) -> None:
+    N, tokens, (rotary, T) = t.q.shape[-1], t.tokens, _rotary(t)
+    plan, sums = backward_plan(norm.centred, N, t.heads, *_dtypes(t), wanted, device)
+    read = [dy if any(wanted[i::2]) else None for i, dy in enumerate(upstream)]
+    P = plan.count(tokens * sum(heads for heads, dy in zip(t.heads, read) if dy is not None))
+    wide = arithmetic(t.q.dtype)
+    partials = [None if g is None else torch.empty((P, N), dtype=wide, device=t.q.device) for g in gradients[2:]]
+    plan.launch(
+        P,
+        (_placed(t.q, tokens), _placed(t.k, tokens)),
+        tuple([_placed(dy, tokens) for dy in read]),
+        _parameters(t)[0],
+        rotary,
+        written(gradients[:2]),
+        written(partials[:2]),
+        written(partials[2:]),
+        tokens,
+        T,
+        norm.eps,
+    )
+    if sums is not None:
+        sums.launch(sums.count(N), written(partials), written(gradients[2:]), P)

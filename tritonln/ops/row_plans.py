@@ -1,0 +1,338 @@
+"""What a row operator declares, its tunables, and its launches by dtypes.
+
+    y = finish(x_hat, *finishing)      x_hat = normalize(x)      x = enter(*entering)
+
+An operator is this declaration and its parts, device functions that kernels/one_tile.py describes.  Kernels
+are imported where a plan is made: importing tritonln does not load Triton.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from tritonln.configurations import rows as rules
+from tritonln.configurations.config import Config
+from tritonln.configurations.lookup import config_for, current_policy, planned
+from tritonln.configurations.tunable import Key, Tunable, batches_of
+from tritonln.device import Device
+from tritonln.launch import Launch, Plan
+from tritonln.ops.column_sums import SUMS, column_sums_plan
+from tritonln.ops.contract import arithmetic
+from tritonln.ops.operands import (
+    BATCHES,
+    BY_BATCH,
+    COLUMNS,
+    GROUPS,
+    NOISE,
+    ONE_A_BATCH,
+    ROWS,
+    SUMMED,
+    Dtypes,
+    Operand,
+)
+from tritonln.ops.wide_columns import WideColumns
+
+UPSTREAM = "dy", "dx_out", "x_out"  # the gradients of the results, and x where it was one
+
+
+class Parts(NamedTuple):
+    """The device functions of an operator."""
+
+    finish: Any
+    finish_bwd: Any
+    enter: Any = None
+    enter_bwd: Any = None
+
+
+class Gradients(NamedTuple):
+    """The launches of a backward pass."""
+
+    # The gradient kernel where several programs share a batch, where one has it alone, and where one has all rows:
+    # sums of one program are the gradients of batches, or of all operands, in their dtypes.
+    kernels: tuple[Plan, Plan, Plan]
+    columns: Plan | None  # that adds up the partial sums; None: no such gradient is wanted
+    batches: Plan | None
+
+
+def _forward_kernels() -> tuple[Any, Any]:
+    from tritonln.kernels.one_tile import one_tile_fwd
+    from tritonln.kernels.wide import wide_fwd
+
+    return one_tile_fwd, wide_fwd
+
+
+def _backward_kernels() -> tuple[Any, ...]:
+    from tritonln.kernels.one_tile import one_tile_bwd
+    from tritonln.kernels.wide import wide_bwd
+    from tritonln.kernels.wide_columns import wide_dx_bwd, wide_sums_bwd
+
+    return one_tile_bwd, wide_bwd, wide_sums_bwd, wide_dx_bwd
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RowPlans:
+    """
+    name:       of the operator; its kernels are NAME_fwd and NAME_bwd in tables and profiles
+    parts:      gives the device functions
+    finishing:  the operands that make y of x_hat
+    entering:   those that x is made of; the first is one of ROWS and must be given
+    centred:    whether the mean is taken out of a row; None: it is not normalized at all (elementwise.py)
+    returns_x:  whether x is a result beside y.  It is then what backward reads, of the operands only those `reread`
+    twins:      entering operands whose gradients are the same where nothing else enters
+    passed:     the entering operand whose gradient is that of y itself; where nothing is normalized
+    formula:    finish in torch, on tensors (M, N) and (N,) or numbers; enter_formula: enter in torch
+    held:       tiles that the parts hold beside their operands
+    aten:       forward and backward in torch's own operators, for devices without kernels; None: the formula
+    """
+
+    name: str
+    parts: Callable[[], Parts]
+    finishing: Mapping[str, Operand]
+    entering: Mapping[str, Operand] = dataclasses.field(default_factory=lambda: {"x": Operand()})
+    centred: bool | None = True
+    returns_x: bool = False
+    twins: tuple[str, ...] = ()
+    passed: str | None = None
+    formula: Callable[..., Tensor] | None = None
+    enter_formula: Callable[..., Tensor] | None = None
+    held: int = 0
+    aten: Any = None
+
+    @functools.cached_property
+    def operands(self) -> dict[str, Operand]:
+        return {**self.entering, **self.finishing}
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(operand.kind for operand in self.operands.values())
+
+    @functools.cached_property
+    def by_batch(self) -> tuple[int, ...]:
+        """Which operands say how many batches or groups there are."""
+        return tuple(i for i, kind in enumerate(self.kinds) if kind in BY_BATCH)
+
+    @functools.cached_property
+    def batched(self) -> bool:
+        """Whether gradients are summed over the rows of each batch or group: a program then has rows of one only."""
+        return BATCHES in self.kinds or self.grouped
+
+    @functools.cached_property
+    def grouped(self) -> bool:
+        return GROUPS in self.kinds
+
+    @functools.cached_property
+    def kept(self) -> tuple[bool, ...]:
+        """Of each operand, whether backward needs it."""
+        all_of_x = self.centred is not None and not self.returns_x  # which is made again
+        return tuple(
+            operand.reread or all_of_x or operand.kind != ROWS or name in self.finishing
+            for name, operand in self.operands.items()
+        )
+
+    @functools.cached_property
+    def reread(self) -> tuple[bool, ...]:
+        """Of each operand, whether the backward kernel reads it."""
+        return tuple(operand.reread for operand in self.operands.values())
+
+    @functools.cached_property
+    def _declared(self) -> tuple[Any, ...]:
+        """What the kernels know of the operands: kinds, and the numbers for those that are absent."""
+        sides = self.entering.values(), self.finishing.values()
+        return (
+            *(tuple(operand.kind for operand in side) for side in sides),
+            *(tuple(0.0 if operand.absent is None else operand.absent for operand in side) for side in sides),
+        )
+
+    @functools.cached_property
+    def statistics(self) -> int:
+        """Of a row."""
+        return 0 if self.centred is None else 1 + self.centred
+
+    @functools.cached_property
+    def _stats(self) -> dict[str, str]:
+        return {"stats": f"M {self.statistics}"} if self.statistics else {}
+
+    def usual_dtypes(self, x: torch.dtype, parameter: torch.dtype) -> Dtypes:
+        """Of all operands, as a rule."""
+        return tuple(torch.int64 if k == NOISE else parameter if k == COLUMNS else x for k in self.kinds)
+
+    def _scalars(self, M: int) -> tuple[int, int]:
+        return M, M // (batches_of(M) if self.batches_given else 1)
+
+    @functools.cached_property
+    def batches_given(self) -> bool:
+        return self.batched or ONE_A_BATCH in self.kinds
+
+    def _work(self, key: Key, upstream: Sequence[str], columns: int) -> rules.Work:
+        rows = [name for name, operand in self.operands.items() if operand.kind == ROWS]
+        sizes = [key.operands[name].itemsize for name in (*upstream, *rows) if name in key.operands]
+        return rules.Work(max(sizes), sum(sizes), len(sizes) + columns)
+
+    @functools.cached_property
+    def forward_tunable(self) -> Tunable:
+        def keys(N: int, x: torch.dtype) -> Iterator[Key]:
+            for parameter in dict.fromkeys((x, arithmetic(x))):
+                for save in (True, False):
+                    yield self._forward_key(N, self.usual_dtypes(x, parameter), x, x if self.returns_x else None, save)
+
+        return Tunable(
+            name=f"{self.name}_fwd",
+            operands={
+                **{name: operand.axes for name, operand in self.operands.items()},
+                **{"y": "M N", "x_out": "M N", **self._stats},
+            },
+            layout=(tuple(self.entering), tuple(self.finishing), "y", "x_out", "stats"),
+            results=("y", "x_out", "stats"),
+            kernels=lambda: (*_forward_kernels(), *filter(None, self.parts())),
+            plan=self._forward,
+            choice=lambda key, device: rules.forward(key.N, self._work(key, (), 0), device),
+            candidates=lambda key, device: rules.forward_candidates(key.N, self._work(key, (), 0), device),
+            safe=lambda key: rules.forward_safe(key.N),
+            keys=keys,
+            scalars=lambda M: (*self._scalars(M), 1e-5, 0.0),
+        )
+
+    def _forward(self, key: Key, c: Config, device: Device) -> Plan:
+        (one_tile, wide), parts = _forward_kernels(), self.parts()
+        operator = parts.enter, parts.finish, *self._declared, self.grouped, self.centred
+        of = self.forward_tunable
+        if c.block_n >= key.N:
+            constants, name = (key.N, c.block_m, c.block_n, *operator, of.name), of.name
+            return Plan(Launch(one_tile, constants, device, c.num_warps, c.num_ctas, of, name), c.block_m, 0)
+        name = f"{self.name}_wide_fwd"
+        constants = key.N, c.block_n, c.num_stages, *operator, name
+        return Plan(Launch(wide, constants, device, c.num_warps, of=of, name=name), c.block_m, 0)
+
+    def _forward_key(self, N: int, dtypes: Dtypes, y: torch.dtype, x: torch.dtype | None, save: bool) -> Key:
+        stats = arithmetic(y) if save else None
+        return self.forward_tunable.key(N, **dict(zip(self.operands, dtypes)), y=y, x_out=x, stats=stats)
+
+    @functools.cached_property
+    def backward_tunable(self) -> Tunable:
+        def keys(N: int, x: torch.dtype) -> Iterator[Key]:
+            out = x if self.returns_x else None
+            for parameter in dict.fromkeys((x, arithmetic(x))):
+                dtypes = self.usual_dtypes(x, parameter)
+                yield self._backward_key(N, (x, out, out), arithmetic(x), dtypes, (True,) * len(dtypes))
+
+        names = tuple(f"d{n}_partial" if o.kind in SUMMED else f"d{n}" for n, o in self.operands.items())
+        E = len(self.entering)
+        axes = {ROWS: "M N", **dict.fromkeys(SUMMED, "P N")}
+        gradients = {n: axes[kind] for n, kind in zip(names, self.kinds) if kind in axes}
+        return Tunable(
+            name=f"{self.name}_bwd",
+            operands={
+                **dict.fromkeys(UPSTREAM, "M N"),
+                **{name: operand.axes for name, operand in self.operands.items() if operand.reread},
+                **self._stats,
+                **gradients,
+            },
+            layout=(UPSTREAM, tuple(self.entering), tuple(self.finishing), "stats", names[:E], names[E:]),
+            results=tuple(gradients),
+            kernels=lambda: (*_backward_kernels(), *filter(None, self.parts())),
+            plan=self._backward,
+            choice=lambda key, device: rules.backward(key.N, self._backward_work(key), device),
+            candidates=lambda key, device: rules.backward_candidates(key.N, self._backward_work(key), device),
+            safe=lambda key: rules.backward_safe(key.N),
+            keys=keys,
+            scalars=lambda M: (*self._scalars(M), 0.0),
+            programs_over="B" if self.batched else "M",
+        )
+
+    def _backward_work(self, key: Key) -> rules.Work:
+        """Tiles of what is read row by row, and of the columns that are read and of the sums, where there are any."""
+        columns = [name for name, operand in self.operands.items() if operand.kind in SUMMED]
+        held = [name for column in columns for name in (column, f"d{column}_partial") if name in key.operands]
+        return self._work(key, UPSTREAM, len(held) + self.held)
+
+    def _backward(self, key: Key, c: Config, device: Device) -> Plan:
+        (one_tile, wide, wide_sums, wide_dx), parts = _backward_kernels(), self.parts()
+        tile, of = (c.block_m, c.block_n, c.num_stages), self.backward_tunable
+        shared = *self._declared, self.batched, self.grouped, self.centred
+        operator = parts.enter, parts.enter_bwd, parts.finish_bwd, *shared
+        slots = c.programs * device.multiprocessors
+
+        def launch_of(kernel: Any, name: str, *constants: Any) -> Launch:
+            return Launch(kernel, (key.N, *constants, name), device, c.num_warps, c.num_ctas, of, name)
+
+        chunks = -(-key.N // (c.pieces * c.block_n + c.rest))
+        if chunks == 1:
+            return Plan(
+                launch_of(one_tile, of.name, c.pieces, c.block_m, c.block_n, c.rest, c.num_stages, *operator),
+                c.block_m,
+                slots // c.num_ctas,
+            )
+        if not c.programs:
+            return Plan(launch_of(wide, f"{self.name}_wide_bwd", *tile, *operator), c.block_m, 0)
+        sums_of = launch_of(
+            wide_sums, f"{self.name}_wide_sums_bwd", c.pieces, *tile, parts.enter, parts.finish_bwd, *shared
+        )
+        dx_of = launch_of(wide_dx, f"{self.name}_wide_dx_bwd", c.pieces, *tile, *operator)
+        kinds = tuple(operand.kind for operand in self.finishing.values())
+        return Plan(WideColumns(sums_of, dx_of, chunks, kinds), c.block_m, max(1, slots // chunks))
+
+    def _backward_key(
+        self,
+        N: int,
+        upstream: Dtypes,
+        stats: torch.dtype,
+        dtypes: Dtypes,
+        needs: tuple[bool, ...],
+    ) -> Key:
+        found: dict[str, torch.dtype | None] = {**dict(zip(UPSTREAM, upstream)), "stats": stats}
+        for (name, operand), dtype, needed in zip(self.operands.items(), dtypes, needs):
+            if operand.reread:
+                found[name] = dtype
+            if needed:
+                found |= {f"d{name}_partial": stats} if operand.kind in SUMMED else {f"d{name}": dtype}
+        return self.backward_tunable.key(N, **found)
+
+    def _everything(self, dtypes: Dtypes) -> tuple[bool, ...]:
+        """Of which operands there is a gradient."""
+        return tuple(dtype is not None and kind in (ROWS, *SUMMED) for dtype, kind in zip(dtypes, self.kinds))
+
+    @planned
+    def forward_plan(
+        self, N: int, dtypes: Dtypes, y: torch.dtype, x: torch.dtype | None, save: bool, device: Device
+    ) -> Plan:
+        """For tensors of these dtypes; None where there is none."""
+        if save and current_policy().name != "lookup":  # a backward pass may not search, nor be the one to fail
+            self.backward_plan(N, (y, x, x), arithmetic(y), dtypes, self._everything(dtypes), device)
+        key = self._forward_key(N, dtypes, y, x, save)
+        return self._forward(key, config_for(self.forward_tunable, key, device), device)
+
+    @planned
+    def backward_plan(
+        self,
+        N: int,
+        upstream: Dtypes,
+        stats: torch.dtype,
+        dtypes: Dtypes,
+        needs: tuple[bool, ...],
+        device: Device,
+    ) -> Gradients:
+        """`needs` says of each operand whether its gradient is wanted; `upstream` is of dy, dx and the result x.
+
+        The configuration is the one for all gradients and results: a gradient has the same bits whatever else is
+        wanted, which differs between eager and compiled code.
+        """
+        dy, _, x = upstream
+        key = self._backward_key(N, (dy, x, x), stats, dtypes, self._everything(dtypes))
+        c = config_for(self.backward_tunable, key, device)
+        several, batch, alone = (self._backward(key, c, device) for _ in range(3))
+        sums = []
+        for kinds in ((COLUMNS,), (BATCHES, GROUPS)):
+            of_kind = [(dtype, needed) for dtype, needed, kind in zip(dtypes, needs, self.kinds) if kind in kinds]
+            wanted = tuple(dtype if needed else None for dtype, needed in of_kind)
+            sums.append(column_sums_plan(N, stats, wanted, device) if any(wanted) else None)
+        return Gradients((several, batch, alone), *sums)
+
+    @property
+    def tunables(self) -> tuple[Tunable, ...]:
+        return self.forward_tunable, self.backward_tunable, SUMS

@@ -1,0 +1,49 @@
+"""The two launches of kernels/wide_columns.py in place of one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from tritonln.launch import Launch
+from tritonln.ops.operands import SUMMED
+
+Placed = tuple[Any, ...]  # operands as kernels take them
+
+
+class WideColumns(NamedTuple):
+    """Called as a Launch of a backward kernel is, with the number of shares of the rows."""
+
+    sums: Launch
+    dx: Launch
+    chunks: int  # of a row
+    finishing: Sequence[str]  # the kinds of the finishing operands
+
+    @property
+    def launches(self) -> tuple[Launch, Launch]:
+        return self.sums, self.dx
+
+    def __call__(
+        self,
+        shares: int,
+        upstream: Placed,
+        entering: Placed,
+        finishing: Placed,
+        stats: Tensor,
+        d_entering: Placed,
+        d_finishing: Placed,
+        M: int,
+        T: int,
+        p: float,
+    ) -> None:
+        dy, _, x = upstream
+        columns = tuple([d if kind in SUMMED else () for d, kind in zip(d_finishing, self.finishing)])
+        others = tuple([() if kind in SUMMED else d for d, kind in zip(d_finishing, self.finishing)])
+        second = any(d_entering) or any(others)
+        sums = stats.new_empty((M, self.chunks, stats.shape[1])) if second else None
+        programs, none = shares * self.chunks, ((),) * len(entering)
+        self.sums(programs, (dy, (), x), none if x else entering, finishing, stats, none, columns, sums, M, T, p)
+        if second:
+            self.dx(programs, upstream, entering, finishing, stats, d_entering, others, sums, M, T, p)
