@@ -1,6 +1,7 @@
 """torch.compile, torch.export, opcheck: what looks on symbolically sees one custom op; TorchScript sees ATen's."""
 
 import itertools
+import pathlib
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritonln
+from tritonln.ops import library
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
 
@@ -39,6 +41,26 @@ def test_compiled_gives_the_bits_of_eager(backend: str) -> None:
     compiled = torch.compile(tritonln.layer_norm, fullgraph=True, backend=backend)
     for out, ref in zip(results(compiled, *leaves(5, 24)), results(tritonln.layer_norm, *leaves(5, 24))):
         assert out.equal(ref)
+
+
+def test_compiled_code_of_another_version_is_not_found(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    """torch's cache on disk knows a backward by the code of its forward, which may not change with it."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+
+    def double(x: Tensor, *factor: object) -> Tensor:
+        return x * 2
+
+    for parameter, factor in (("float factor", 2.0), ("float[] factors", [2.0])):
+
+        def backward(ctx: object, dy: Tensor, factor: object = factor) -> Tensor:
+            return library.op("doubled_backward")(dy, factor)
+
+        library.define("doubled", "(Tensor x) -> Tensor", double, double, backward=backward)
+        library.define("doubled_backward", f"(Tensor dy, {parameter}) -> Tensor", double, double)
+        torch._dynamo.reset()
+        x = torch.ones(3, requires_grad=True)
+        y = torch.compile(lambda x: library.op("doubled")(x), fullgraph=True)(x)
+        assert torch.autograd.grad(y.sum(), x)[0].equal(x + 1)
 
 
 def test_compiled_without_gradients_or_parameters() -> None:

@@ -8,6 +8,8 @@ tracing asks for (fake tensors, autograd, a decomposition) takes several, so it 
 from __future__ import annotations
 
 import functools
+import hashlib
+import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -16,6 +18,7 @@ import torch
 from torch._ops import _OpNamespace
 
 NAMESPACE = "tritonln"
+_signatures: dict[str, str] = {}
 _libraries: dict[str, torch.library.Library] = {}  # of each op, which lives as long as they
 _waiting: dict[str, Callable[[], None]] = {}  # of each op that nobody has looked up
 
@@ -56,6 +59,7 @@ def define(
             given it.
     """
     _waiting.pop(name, None)
+    _signatures[name] = signature
     if name in _libraries:
         _libraries.pop(name)._destroy()
     library = _libraries[name] = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -64,7 +68,7 @@ def define(
 
     def complete() -> None:
         described = fake if decomposition is None else _kept(name, fake)
-        torch.library.register_fake(f"{NAMESPACE}::{name}", described, lib=library)
+        torch.library.register_fake(f"{NAMESPACE}::{name}", _marked(described), lib=library)
         if backward is not None:
             torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library)
         if decomposition is not None:
@@ -89,6 +93,33 @@ def _kept(name: str, fake: Callable[..., Any]) -> Callable[..., Any]:
         return fake(*arguments, **keywords)
 
     return described
+
+
+def _marked(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """fake, which also has torch.compile's caches on disk know these ops from those of another version.
+
+    torch finds a compiled backward by the code of the forward alone, which calls an op by its name.  Without the mark a
+    backward that an earlier version of the package left there would be called with what this one saves.
+    """
+
+    @functools.wraps(fake)
+    def described(*arguments: Any, **keywords: Any) -> Any:
+        config = torch.compiler.config
+        mark = _mark(tuple(sorted(_signatures.items())))
+        if mark not in config.cache_key_tag:
+            before = config.cache_key_tag.split(f" {NAMESPACE} ")[0]  # the user's, whose tag this is
+            config.cache_key_tag = before + mark
+        return fake(*arguments, **keywords)
+
+    return described
+
+
+@functools.cache
+def _mark(signatures: tuple[tuple[str, str], ...]) -> str:
+    digest = hashlib.sha256(repr(signatures).encode())
+    for source in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        digest.update(source.read_bytes())
+    return f" {NAMESPACE} {digest.hexdigest()[:16]}"
 
 
 def op(name: str) -> Any:
