@@ -35,7 +35,7 @@ numpy_warns = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def regime(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     lookup.look_again()
     monkeypatch.setattr("tritonln.configurations.rows.forward", lambda *_: FORWARD[request.param])
-    monkeypatch.setattr("tritonln.configurations.rows.backward", lambda *_: BACKWARD[request.param])
+    monkeypatch.setattr("tritonln.configurations.rows_backward.backward", lambda *_: BACKWARD[request.param])
     yield request.param
     lookup.look_again()
 

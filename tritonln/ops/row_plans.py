@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tritonln.configurations import rows as rules
+from tritonln.configurations import rows_backward as backward_rules
 from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, current_policy, planned
 from tritonln.configurations.tunable import Key, Tunable, batches_of
@@ -237,9 +238,9 @@ class RowPlans:
             results=tuple(gradients),
             kernels=lambda: (*_backward_kernels(), *filter(None, self.parts())),
             plan=self._backward,
-            choice=lambda key, device: rules.backward(key.N, self._backward_work(key), device),
-            candidates=lambda key, device: rules.backward_candidates(key.N, self._backward_work(key), device),
-            safe=lambda key: rules.backward_safe(key.N),
+            choice=lambda key, device: backward_rules.backward(key.N, self._backward_work(key), device),
+            candidates=lambda key, device: backward_rules.backward_candidates(key.N, self._backward_work(key), device),
+            safe=lambda key: backward_rules.backward_safe(key.N),
             keys=keys,
             scalars=lambda M: (*self._scalars(M), 0.0),
             programs_over="B" if self.batched else "M",
