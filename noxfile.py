@@ -1,4 +1,4 @@
-"""The suite on other versions than constraints.txt's (`nox -s next`, `nox -s lowest`) and other GPUs (`emulated`)."""
+"""The suite on versions that constraints.txt does not have (`next`, `lowest`, `newest`) and other GPUs (`emulated`)."""
 
 import pathlib
 import sys
@@ -6,14 +6,6 @@ import sys
 import nox
 
 nox.options.sessions = ["next"]
-
-
-def install(session: nox.Session, torch: str, triton: str, *extra: str) -> None:
-    """The extras first: their constraints would put torch back.  torch's pin of triton is passed over at the end, as
-    the point is another one."""
-    session.install("--quiet", "--constraint", "constraints.txt", "--editable", ".[test]")
-    session.install("--quiet", f"torch=={torch}")
-    session.install("--quiet", "--no-deps", f"triton=={triton}", *extra)
 
 
 @nox.session(venv_backend="none")
@@ -30,19 +22,28 @@ def next(session: nox.Session) -> None:
     session.run(*pytest, *cases, env=environment, external=True)
 
 
+def whole(session: nox.Session, *versions: str) -> None:
+    """All that `make test` runs, in an environment of its own."""
+    session.install("--quiet", *versions, "--editable", ".[test]")
+    pytest = ("python", "-m", "pytest", "-n", "auto", "-q", *session.posargs)
+    session.run(*pytest, "-m", "interpreted", env={"TRITON_INTERPRET": "1"})
+    session.run(*pytest, "-m", "not thorough")
+
+
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The oldest versions allowed.  Triton 3.6's interpreter needs numpy below 2.4."""
-    install(session, "2.11.0", "3.6.0", "numpy<2.4")
-    # Its interpreter uses what numpy has deprecated since.
-    pytest = ("python", "-m", "pytest", "-n", "auto", "-q", "-W", "default::DeprecationWarning", *session.posargs)
-    session.run(*pytest, "-m", "interpreted", env={"TRITON_INTERPRET": "1"})
-    session.run(*pytest)
+    whole(session, "torch==2.11.0", "triton==3.6.0", "numpy<2.4")
 
 
 @nox.session
+def newest(session: nox.Session) -> None:
+    whole(session, "torch==2.15.0", "triton==3.9.0")
+
+
+@nox.session(venv_backend="none")
 @nox.parametrize("target", ["sm_80", "sm_100", "sm_120"])
 def emulated(session: nox.Session, target: str) -> None:
-    """What runs kernels, on other GPUs than the emulated H100."""
-    install(session, "2.13.0", "3.7.1")
-    session.run("python", "-m", "pytest", "-n", "auto", "-q", "--emulate", target, "-m", "kernels", *session.posargs)
+    """What runs kernels, on other GPUs than the emulated H100, with what is installed beside nox."""
+    pytest = (sys.executable, "-m", "pytest", "-n", "auto", "-q", "--emulate", target, *session.posargs)
+    session.run(*pytest, "-m", "kernels and not thorough", external=True)

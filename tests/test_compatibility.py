@@ -184,7 +184,6 @@ def test_jagged_nested_tensors(name: str, device: torch.device) -> None:
         torch.testing.assert_close(out, ref)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # of what Dynamo looks at
 @each_norm_thoroughly
 def test_compiled_jagged_nested_tensors(name: str, device: torch.device) -> None:
     compiled = torch.compile(FUNCTIONS[name], fullgraph=True, backend="aot_eager")

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.helpers.cases import thorough
+from tritonln.compile import compile_launch
 from tritonln.device import TARGETS
 from tritonln.launch import Launch
+from tritonln.launches import training_launches
 
 pytestmark = [
     pytest.mark.compiles,
@@ -143,3 +145,16 @@ def test_tensors_of_2_gb_take_triton_s_own_dispatch_on_amd(monkeypatch: pytest.M
         launch.repeated(1, ((large,), ()), None)()
         launch.repeated(1, ((small,), ()), None)()
         assert " ".join(taken) == expected
+
+
+def test_products_are_fused_with_sums_whatever_triton_does_by_default() -> None:
+    """Triton's default changes with 3.10."""
+    from triton import knobs
+
+    call = training_launches("layer_norm", "sm_90", 256, torch.bfloat16, torch.bfloat16, 8)[0]
+    counts = []
+    with knobs.language.scope():
+        for default in (True, False):
+            knobs.language.default_fp_fusion = default
+            counts.append(compile_launch(call, TARGETS["sm_90"]).asm["ptx"].count("fma.rn.f32"))
+    assert counts[0] == counts[1] > 0

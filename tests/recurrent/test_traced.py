@@ -126,7 +126,6 @@ def test_compiled_code_refuses_second_derivatives(layer: Any) -> None:
 
 
 @pytest.mark.usefixtures("either")
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own
 @pytest.mark.parametrize("layer", LAYERS)
 def test_compiled_autograd(layer: Any) -> None:
     torch._dynamo.reset()

@@ -9,6 +9,7 @@ from typing import Any
 from torch.nn import Module
 
 from tritonln.nn import norm
+from tritonln.nn.change_class import change_class
 from tritonln.nn.recognise import is_norm, recognised
 from tritonln.nn.report import Report, must_be_module
 from tritonln.nn.swapped import Swapped, swapped, unswapped
@@ -78,7 +79,7 @@ def replace_norms(
         else:
             report.swapped[name] = f"{was} -> {formula}"
             if not dry_run:
-                module.__class__ = swapped(cls, formula)
+                change_class(module, swapped(cls, formula))
     return report
 
 
@@ -92,7 +93,7 @@ def restore_norms(model: Module) -> list[str]:
     names = []
     for name, module in model.named_modules():
         if isinstance(module, Swapped):
-            module.__class__ = unswapped(type(module))
+            change_class(module, unswapped(type(module)))
             names.append(name)
     return names
 

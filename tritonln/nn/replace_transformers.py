@@ -8,6 +8,7 @@ import torch
 from torch.nn import Module
 
 from tritonln.nn import transformer
+from tritonln.nn.change_class import change_class
 from tritonln.nn.report import Report, must_be_module
 
 OURS: dict[type[Module], type[Module]] = {
@@ -53,7 +54,7 @@ def replace_transformers(model: Module, *, dry_run: bool = False) -> Transformer
         else:
             report.swapped[name] = f"{was} -> tritonln.nn.{was}"
             if not dry_run:
-                module.__class__ = OURS[cls]
+                change_class(module, OURS[cls])
     return report
 
 
@@ -67,5 +68,5 @@ def restore_transformers(model: Module) -> list[str]:
     names = [name for name, module in model.named_modules() if type(module) in THEIRS]
     for name in names:
         module = model.get_submodule(name)
-        module.__class__ = THEIRS[type(module)]
+        change_class(module, THEIRS[type(module)])
     return names
