@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo import compiled_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.forward_ad import dual_level, make_dual
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -16,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.problems import BF16, F32
 from tests.helpers.recurrent import flat, gru_problem, lstm_problem
 from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
@@ -115,6 +117,21 @@ def test_compiled_between_others(layer: Any) -> None:
     torch._dynamo.reset()
     net, x = Net(layer, batch_first=True, bidirectional=False), torch.randn(3, 6, 4)
     expect_close(gradients(torch.compile(net, fullgraph=True, backend="aot_eager"), x), gradients(net, x))
+
+
+@pytest.mark.usefixtures("aten")
+@pytest.mark.parametrize("layer", [LayerNormGRU, *thorough(LayerNormLSTM)])
+def test_sequences_of_every_length_have_one_graph(layer: Any) -> None:
+    """What the ops return is known without a walk through the time steps, which would make their number a constant."""
+    torch._dynamo.reset()
+    net, counter = Net(layer), CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(net, fullgraph=True, backend=counter, dynamic=True)
+    compiled(torch.randn(3, 2, 4))
+    first = counter.frame_count
+    for T, B in ((5, 3), (9, 4)):
+        x = torch.randn(T, B, 4)
+        expect_close(gradients(compiled, x), gradients(net, x))
+    assert counter.frame_count == first
 
 
 @pytest.mark.usefixtures("aten")

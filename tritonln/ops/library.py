@@ -73,6 +73,9 @@ def define(
             torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library)
         if decomposition is not None:
             torch._decomp.register_decomposition(op(name))(decomposition)
+            # Else torch walks through that to know what results look like where a size is symbolic: as many time
+            # steps as there are, whose number is a constant from then on.
+            torch._decomp.meta_table[op(name)] = described
 
     _waiting[name] = complete
 
