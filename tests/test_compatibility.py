@@ -79,6 +79,24 @@ def test_inference_mode_and_anomaly_mode(name: str, device: torch.device) -> Non
         same(outputs, derived(FUNCTIONS[name], tensors)[: len(outputs)])
 
 
+@pytest.mark.parametrize("way", ["kernels", "without_kernels"])
+@each_norm_thoroughly
+def test_y_may_be_written_over(name: str, way: str, device: torch.device, request: pytest.FixtureRequest) -> None:
+    """As activations and dropout in place do."""
+    if way != "kernels":
+        request.getfixturevalue(way)
+
+    def changed(t: Tensors) -> tuple[Tensor, ...]:
+        y, *rest = FUNCTIONS[name](t)
+        return y.mul_(2), *rest
+
+    def anew(t: Tensors) -> tuple[Tensor, ...]:
+        y, *rest = FUNCTIONS[name](t)
+        return y * 2, *rest
+
+    same(derived(changed, tensors_of(name, device)), derived(anew, tensors_of(name, device)))
+
+
 @some
 def test_threads(name: str, device: torch.device) -> None:
     """Forward and backward in several at once."""

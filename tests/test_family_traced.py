@@ -141,6 +141,17 @@ def test_exported_is_one_op(name: str) -> None:
         assert out.equal(ref)
 
 
+def test_exported_with_unknown_sizes_of_batches_and_rows() -> None:
+    """A scale of every row beside a shift of every batch: which operator serves them is told by symbolic sizes."""
+    auto = torch.export.Dim.AUTO
+    given, more = ((torch.randn(B, T, 24), torch.randn(B, T, 24), torch.randn(B, 24)) for B, T in ((3, 2), (4, 5)))
+    net = Net("adaptive_rms_norm", dict.fromkeys(("x", "scale", "shift")))  # type: ignore[arg-type]
+    dynamic = (({0: auto, 1: auto}, {0: auto, 1: auto}, {0: auto}),)
+    exported = torch.export.export(net, given, dynamic_shapes=dynamic)
+    for out, ref in zip(exported.module()(*more), net(*more), strict=True):
+        assert out.equal(ref)
+
+
 @each
 def test_training_a_graph_that_was_captured_without_gradients(name: str) -> None:
     given = operands(name, (2, 3, 24), F32, CPU)

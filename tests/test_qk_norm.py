@@ -226,6 +226,11 @@ def test_gradients_only_of_what_requires_them(needed: tuple[str, ...], device: t
     for name, leaf in leaves.items():
         assert (leaf.grad is not None) == (name in needed)
         assert leaf.grad is None or leaf.grad.equal(full[name]), name
+    found = torch.autograd.grad(
+        tritonln.qk_norm(**{**t, **leaves}), [leaves[name] for name in needed], dy, create_graph=True
+    )
+    for name, grad in zip(needed, found):
+        torch.testing.assert_close(grad, full[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("used", [0, 1])

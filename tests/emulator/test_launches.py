@@ -1,6 +1,7 @@
 """Launches on an emulated GPU: addresses, devices, streams and graphs, by the code that a GPU's launches take."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -182,6 +183,15 @@ def test_a_stream_that_is_not_the_current_one_is_refused(emulated: EmulatedGPU) 
     compiled = doubled[(3,)](x, y, 8, 8, BLOCK_N=8)
     with pytest.raises(EmulationError, match="stream"):
         compiled[(3, 1, 1)](x, y, 8, 8, 8, stream=torch.cuda.Stream().cuda_stream)
+
+
+def test_launches_of_several_threads(emulated: EmulatedGPU) -> None:
+    """Of one kernel, whose threads pass barriers."""
+    x = torch.randn(6, 1024)
+    expected = tritonln.rms_norm(x, 1024)
+    with ThreadPoolExecutor(4) as threads:
+        for y in threads.map(lambda _: tritonln.rms_norm(x, 1024), range(24)):
+            assert y.equal(expected)
 
 
 def test_one_target_after_another(emulated: EmulatedGPU) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import pathlib
 import struct
+import threading
 import time
 import types
 from collections.abc import Callable, Iterator
@@ -78,6 +79,7 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
         self.target, self.options = GPUTarget(known.backend, known.arch, known.warp_size), options
         self.approximate = Approximation(perturbed, seed)
         self.machines: dict[str, Machine] = {}  # the last used at the end
+        self.busy = threading.Lock()  # a machine carries out one launch at a time, whichever threads ask for it
         self.runs: list[Run] = []
         self.numbers = tuple(itertools.islice(_numbers, devices))
         self.current, self.stream = self.numbers[0], Stream()
@@ -186,9 +188,10 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
         def carry_out() -> None:
             if gone := [argument for argument, view in views if view.held() is None]:
                 raise EmulationError(f"{name}: {', '.join(gone)}: the tensor is gone")
-            start = time.perf_counter()
-            counters = machine.launch(grid, params, memory)
-            seconds = time.perf_counter() - start
+            with self.busy:
+                start = time.perf_counter()
+                counters = machine.launch(grid, params, memory)
+                seconds = time.perf_counter() - start
             self.runs.append(Run(name, grid, counters, seconds, metadata, function.device, stream))
 
         if self.capture is not None:
@@ -211,6 +214,10 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
             raise EmulationError(f"{argument}: {unknown}") from None
 
     def machine(self, metadata: Any) -> Machine:
+        with self.busy:
+            return self._machine(metadata)
+
+    def _machine(self, metadata: Any) -> Machine:
         found = self.machines.pop(metadata.hash, None)
         if found is None:
             # Kept under the name of the kernel's function, which need not be that of the kernel.

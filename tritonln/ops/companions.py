@@ -80,8 +80,8 @@ def modulations(
             )
         known = next((i for i in range(len(lead)) if outer[i:] == (1,) * (len(lead) - i)), len(lead))
         outermost[word], shared[word] = outer, math.prod(lead[known:]) if outer[:known] == lead[:known] else 1
-    rows = {*shared.values()}
-    by_row = rows == {1} or len(rows) > 1
+    rows = list(shared.values())
+    by_row = bool(rows and (rows[0] == 1 or any(n != rows[0] for n in rows)))
 
     def prepared(word: str, t: Tensor) -> Tensor:
         # Not flattened where it is a row for each of x: before torch 2.13 DTensors that are sharded inside cannot be.

@@ -60,7 +60,7 @@ def _of_formula(upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs
     graph = torch.is_grad_enabled()
     wanted = [x if n and dy is not None else None for x, n, dy in zip(t, needs, tuple(upstream) * 3)]
     with torch.enable_grad():
-        pairs = [(y, dy) for y, dy in zip(formula(t, norm), upstream) if dy is not None]
+        pairs = [(y, dy) for y, dy in zip(formula(t, norm), upstream) if dy is not None and y.requires_grad]
         outputs, given = zip(*pairs)
         leaves = [x for x in wanted if x is not None]
         found = iter(torch.autograd.grad(outputs, leaves, given, create_graph=graph))

@@ -107,7 +107,8 @@ class _Rows(torch.autograd.Function):
         ctx.save_for_backward(*kept_of(operator, tensors), x, stats)
         ctx.operator, ctx.s, ctx.device, ctx.dtypes = operator, s, device, dtypes_of(tensors)
         if x is None:
-            return y
+            # Where y is a view of rows, nothing could be written into it: torch refuses that of a Function's views.
+            return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
         ctx.set_materialize_grads(False)
         return y, x
 
