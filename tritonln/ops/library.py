@@ -67,8 +67,8 @@ def define(
     library.impl(name, implementation, "CompositeExplicitAutograd")
 
     def complete() -> None:
-        described = fake if decomposition is None else _kept(name, fake)
-        torch.library.register_fake(f"{NAMESPACE}::{name}", _marked(described), lib=library)
+        described = _marked(fake if decomposition is None else _kept(name, fake))
+        torch.library.register_fake(f"{NAMESPACE}::{name}", described, lib=library)
         if backward is not None:
             torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=library)
         if decomposition is not None:
