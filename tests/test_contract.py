@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
@@ -114,6 +115,26 @@ def test_numbers_that_torch_takes(eps: float, device: torch.device) -> None:
     for integer in (int, np.int64, np.int32, torch.tensor):
         y = tritonln.nn.LayerNorm([integer(4)], eps, elementwise_affine=False)(x)
         assert y.equal(tritonln.layer_norm(x, 4, eps=float(eps)))
+
+
+@pytest.mark.parametrize("number", [np.float32, np.float64, torch.tensor])
+def test_numbers_of_what_torch_has_not(number: Any, device: torch.device) -> None:
+    x, ones = X.to(device), ONES.to(device)
+    assert tritonln.rms_norm(x, 4, ones, weight_offset=number(1.0)).equal(2 * tritonln.rms_norm(x, 4, ones))
+    assert tritonln.add_rms_norm(x, x, 4, dropout_p=number(1.0))[1].equal(x)
+    assert tritonln.qk_norm(x, x, eps=number(1e30))[0].abs().max() < 1e-10
+    halves = tritonln.gated_rms_norm(x, x, 4, group_size=np.int64(2))
+    assert halves.equal(tritonln.gated_rms_norm(x, x, 4, group_size=2))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_that_are_not_jagged() -> None:
+    x = torch.nested.nested_tensor([X, X[:1]], layout=torch.strided)
+    for norm in (tritonln.layer_norm, tritonln.rms_norm):
+        with pytest.raises(
+            RuntimeError, match=r"expected input to be a dense .* nested tensor of layout torch\.strided"
+        ):
+            norm(x, 4)
 
 
 @pytest.mark.parametrize("name", ["input", "weight", "bias", "dy"])

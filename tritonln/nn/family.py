@@ -15,7 +15,7 @@ from torch import Tensor
 from tritonln.nn.norm import LayerNorm, RMSNorm
 from tritonln.ops.adaptive_norm import adaptive_layer_norm, adaptive_rms_norm
 from tritonln.ops.add_norm import add_layer_norm, add_rms_norm
-from tritonln.ops.companions import check_probability
+from tritonln.ops.companions import probability
 from tritonln.ops.gated_rms_norm import gated_rms_norm
 
 Shape = int | Sequence[int]
@@ -28,8 +28,7 @@ class _Adds(torch.nn.Module):
     residual_dtype: torch.dtype | None
 
     def _add(self, dropout_p: float, residual_dtype: torch.dtype | None) -> None:
-        check_probability(dropout_p)
-        self.dropout_p, self.residual_dtype = dropout_p, residual_dtype
+        self.dropout_p, self.residual_dtype = probability(dropout_p), residual_dtype
 
     def _options(self, row_scale: Tensor | None) -> dict[str, Any]:
         return {

@@ -55,7 +55,7 @@ def replace_norms(
     does on a GPU only, the trial on the CPU does not see.
 
     Swapped norms refuse what tritonln's functions refuse: devices that neither Triton nor the CPU serves, and of
-    ``nn.RMSNorm`` the mixtures of dtypes that torch takes only with a warning.
+    ``nn.RMSNorm`` fp64 beside another dtype.
 
     Raises:
         TypeError: for a model that is no module, and for an include or exclude that is neither pattern nor class.

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_formula, row_op
-from tritonln.ops.companions import check_companion, check_dtype, check_shape, dropout_seed, row_factors
+from tritonln.ops.companions import check_companion, check_dtype, check_shape, dropout_seed, probability, row_factors
 from tritonln.ops.contract import check, needs_grad, output_dtype, shifted, transformed
 from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.ops.operands import NOISE, ONE_A_BATCH, ROWS, Operand
@@ -170,10 +170,11 @@ def _call(
         residual_dtype = x.dtype if residual is None else residual.dtype
     check_dtype(name, "residual_dtype", residual_dtype, x)
     factors = None if row_scale is None else row_factors(name, "row_scale", row_scale, x, len(tuple(shape)))
+    dropout_p = probability(dropout_p)
     if training and dropout_p and generator is None and foreign(x):
         x, dropout_p = F.dropout(x, dropout_p), 0.0  # torch shards the noise of a DTensor; the kernels' is drawn by row
     seed = dropout_seed(dropout_p, training, generator, x.device)
-    s = Settings(N, number, output_dtype(x.dtype, x.device.type), residual_dtype, float(dropout_p))
+    s = Settings(N, number, output_dtype(x.dtype, x.device.type), residual_dtype, dropout_p)
     tensors = x, residual, factors, seed, weight, *parameters[1:]
     # The kernels have no gradient of the factors: a sum over all values of a batch.
     by_formula = factors is not None and (needs_grad(factors) or transformed())

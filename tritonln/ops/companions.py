@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.ops.contract import DTYPES, check_device
+from tritonln.ops.contract import DTYPES, check_device, number
 from tritonln.ops.noise import seed_from
 
 
@@ -92,15 +92,14 @@ def modulations(
     return [None if t is None else prepared(word, t) for word, t in given.items()], by_row
 
 
-def check_probability(p: Any) -> None:
-    """Raises torch's words for a p that is none."""
-    if not isinstance(p, (float, int)):
-        raise TypeError(f"argument 'dropout_p' must be float, not {type(p).__name__}")
-    if not 0.0 <= p <= 1.0:
+def probability(p: Any) -> float:
+    """float(p); raises torch's words for a p that is none."""
+    found = number("argument 'dropout_p'", p)
+    if not 0.0 <= found <= 1.0:
         raise ValueError(f"dropout probability has to be between 0 and 1, but got {p}")
+    return found
 
 
-def dropout_seed(p: Any, training: bool, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
+def dropout_seed(p: float, training: bool, generator: torch.Generator | None, device: torch.device) -> Tensor | None:
     """None where nothing is dropped."""
-    check_probability(p)
     return seed_from(generator, device) if training and p > 0.0 else None

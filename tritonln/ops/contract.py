@@ -25,17 +25,21 @@ Parameters = tuple[Tensor | None, ...]
 
 
 def check(
-    function: Callable[..., Tensor], x: Tensor, shape: Sequence[int], parameters: Parameters, eps: float | None
+    function: Callable[..., Tensor],
+    x: Tensor,
+    shape: Sequence[int],
+    parameters: Parameters,
+    eps: float | None,
+    mixing: bool = True,
 ) -> tuple[int, float]:
     """Raises what torch's function raises for arguments that do not fit.  Returns (row length, eps).
 
-    `parameters` are its weight and, where it has one, its bias.
+    `parameters` are its weight and, where it has one, its bias.  `mixing`: they may be of any dtype beside x, but for
+    fp64 beside another; F.layer_norm knows only fp32 ones of a 16-bit x.
     """
     try:
         dims = tuple(shape)
-        N = math.prod(dims)
-        if type(N) is not int and not isinstance(N, torch.SymInt):
-            N = operator.index(N)  # numpy's integers; a float may equal a size but is none
+        N = integer(math.prod(dims))  # a float may equal a size but is none
         dtype, device = x.dtype, x.device
         if len(dims) > 0 and tuple(x.shape)[-len(dims) :] == dims and dtype in DTYPES:
             for parameter, name in zip(parameters, NAMES):
@@ -43,7 +47,7 @@ def check(
                     continue
                 if parameter.shape != dims:
                     break
-                if parameter.dtype is not dtype and not _mixes(parameter.dtype, dtype, device.type):
+                if parameter.dtype is not dtype and not _mixes(parameter.dtype, dtype, mixing, device.type):
                     break
                 if parameter.device != device:
                     check_device(function.__name__, name, parameter, device)
@@ -51,7 +55,14 @@ def check(
                 return N, eps if type(eps) is float else _number(function, eps, x.dtype)
     except (AttributeError, TypeError):  # no tensor, no sequence
         pass
-    _refuse(function, x, shape, parameters, eps)
+    except RuntimeError:
+        if not x.is_nested:
+            raise
+        raise RuntimeError(
+            f"{function.__name__}: expected input to be a dense tensor or a jagged nested one, "
+            f"but got a nested tensor of layout {x.layout}"
+        ) from None
+    _refuse(function, x, shape, parameters, eps, mixing)
 
 
 def _number(function: Callable[..., Tensor], eps: Any, dtype: torch.dtype) -> float:
@@ -63,6 +74,18 @@ def _number(function: Callable[..., Tensor], eps: Any, dtype: torch.dtype) -> fl
     return float(eps)
 
 
+def integer(value: Any) -> int:
+    """Of numpy's integers too; those of traced code stay what they are."""
+    return value if type(value) is int or isinstance(value, torch.SymInt) else operator.index(value)
+
+
+def number(argument: str, value: Any) -> float:
+    """float(value) of what torch takes for a number, such as numpy's and tensors without dimensions."""
+    if not hasattr(value, "__float__"):
+        raise TypeError(f"{argument} must be float, not {type(value).__name__}")
+    return float(value)
+
+
 def check_device(function: str, name: str, t: Tensor, device: torch.device) -> None:
     if t.device != device:
         raise RuntimeError(
@@ -71,23 +94,30 @@ def check_device(function: str, name: str, t: Tensor, device: torch.device) -> N
         )
 
 
-def _mixes(parameter: torch.dtype, x: torch.dtype, device_type: str) -> bool:
-    """fp32 parameters of a 16-bit x; all but fp64 where autocast would cast them to fp32 anyway."""
+def _mixes(parameter: torch.dtype, x: torch.dtype, mixing: bool, device_type: str) -> bool:
+    """fp32 parameters of a 16-bit x; all but fp64 where they may differ, or autocast would cast them to fp32 anyway."""
     if parameter == torch.float32 and x in HALF:
         return True
-    return autocasts(x, device_type) and parameter in (torch.float32, *HALF)
+    free = mixing and x != torch.float64 or autocasts(x, device_type)
+    return free and parameter in (torch.float32, *HALF)
 
 
 def _refuse(
-    function: Callable[..., Tensor], x: Tensor, shape: Sequence[int], parameters: Parameters, eps: float | None
+    function: Callable[..., Tensor],
+    x: Tensor,
+    shape: Sequence[int],
+    parameters: Parameters,
+    eps: float | None,
+    mixing: bool,
 ) -> NoReturn:
     function(x, shape, *parameters, eps)
     # torch took it, so it is a mixture of dtypes that only some of its backends know, or no real number.
     names = NAMES[: len(parameters)]
     dtypes = [getattr(t, "dtype", None) for t in (x, *parameters)]
+    beside = "float64 beside float64 and nothing else" if mixing else "the dtype of x, or in float32 for a 16-bit x"
     raise RuntimeError(
-        f"{function.__name__} expects x in float32, bfloat16, float16 or float64, and {' and '.join(names)} in the "
-        f"dtype of x, or in float32 for a 16-bit x, but got {', '.join(('x', *names))} of dtypes {dtypes}"
+        f"{function.__name__} expects x in float32, bfloat16, float16 or float64, and {' and '.join(names)} in "
+        f"{beside}, but got {', '.join(('x', *names))} of dtypes {dtypes}"
     )
 
 
@@ -102,8 +132,7 @@ def output_dtype(x: torch.dtype, device_type: str) -> torch.dtype:
 
 def shifted(weight: Tensor | None, offset: float, x: torch.dtype) -> Tensor | None:
     """weight + offset in the precision of the arithmetic; an absent weight stays a factor of 1."""
-    if not isinstance(offset, (float, int)):
-        raise TypeError(f"argument 'weight_offset' must be float, not {type(offset).__name__}")
+    offset = number("argument 'weight_offset'", offset)
     return weight if weight is None or offset == 0.0 else weight.to(arithmetic(x)) + offset
 
 

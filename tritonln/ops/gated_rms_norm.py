@@ -10,7 +10,7 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_op
 from tritonln.ops.companions import check_companion, check_shape
-from tritonln.ops.contract import check, output_dtype, shifted
+from tritonln.ops.contract import check, integer, output_dtype, shifted
 from tritonln.ops.operands import COLUMNS, GROUPS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.rms_norm import RMS_NORM
@@ -108,8 +108,12 @@ def gated_rms_norm(
     weight = shifted(weight, weight_offset, x.dtype)
     operator = (BY_ROW if group_size is None else BY_GROUP)[norm_before_gate]
     if group_size is not None:
-        if type(group_size) is not int or group_size < 1 or N % group_size:
-            raise ValueError(f"gated_rms_norm: expected group_size to divide the row length {N}, but got {group_size}")
+        if not hasattr(group_size, "__index__") or group_size < 1 or N % group_size:
+            raise ValueError(
+                f"gated_rms_norm: expected group_size to be an integer that divides the row length {N}, "
+                f"but got {group_size!r}"
+            )
+        group_size = integer(group_size)
         weight = None if weight is None else weight.reshape(N // group_size, group_size)
         N = group_size
     s = Settings(N, number, output_dtype(x.dtype, x.device.type))

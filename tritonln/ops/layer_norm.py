@@ -97,7 +97,7 @@ def layer_norm(
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     if transformed():
         return _transformed(x, shape, weight, bias, eps, weight_offset)
-    N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
+    N, eps = check(F.layer_norm, x, shape, (weight, bias), eps, mixing=False)
     weight = shifted(weight, weight_offset, x.dtype)
     tensors, s = (x, weight, bias), Settings(N, eps, output_dtype(x.dtype, x.device.type))
     if traced(*tensors):
@@ -113,7 +113,7 @@ def _transformed(
     if torch.jit.is_tracing():  # type: ignore[attr-defined]
         weight = shifted(weight, offset, x.dtype)
         return layer_norm_aten.operator(x, shape, weight, bias, eps)  # what TorchScript knows
-    N, eps = check(F.layer_norm, x, shape, (weight, bias), eps)
+    N, eps = check(F.layer_norm, x, shape, (weight, bias), eps, mixing=False)
     weight = shifted(weight, offset, x.dtype)
     s = Settings(N, eps, output_dtype(x.dtype, x.device.type))
     return row_autograd.looked_into(LAYER_NORM, (x, weight, bias), s)[0]

@@ -13,7 +13,17 @@ from tritonln.configurations.heads import MOST
 from tritonln.device import Device
 from tritonln.ops import library, qk_norm_op, row_autograd
 from tritonln.ops.companions import check_shape
-from tritonln.ops.contract import DTYPES, HALF, arithmetic, check_device, needs_grad, shifted, traced, transformed
+from tritonln.ops.contract import (
+    DTYPES,
+    HALF,
+    arithmetic,
+    check_device,
+    needs_grad,
+    number,
+    shifted,
+    traced,
+    transformed,
+)
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.qk_norm_plans import Norm, Tensors, forward, forward_in_place
 
@@ -186,9 +196,7 @@ def _check(
         check_shape("qk_norm", "sin", sin, cos.shape)
     if eps is None:
         return torch.finfo(arithmetic(q.dtype)).eps
-    if not isinstance(eps, (float, int)):
-        raise TypeError(f"qk_norm(): argument 'eps' must be float, not {type(eps).__name__}")
-    return float(eps)
+    return number("qk_norm(): argument 'eps'", eps)
 
 
 def _check_dtype(word: str, t: Tensor, known: Sequence[torch.dtype]) -> None:

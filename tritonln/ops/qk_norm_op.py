@@ -59,6 +59,8 @@ def gradients(upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs: 
 def _of_formula(upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs: Needs) -> list[Tensor | None]:
     graph = torch.is_grad_enabled()
     wanted = [x if n and dy is not None else None for x, n, dy in zip(t, needs, tuple(upstream) * 3)]
+    if all(x is None for x in wanted):  # what is needed belongs to the result that nobody used
+        return wanted
     with torch.enable_grad():
         pairs = [(y, dy) for y, dy in zip(formula(t, norm), upstream) if dy is not None and y.requires_grad]
         outputs, given = zip(*pairs)

@@ -153,7 +153,7 @@ def _call(
         assert scale is not None
         s = scale
     elif not N and not a.blocks:
-        s = torch.full((*lead, *(1,) * len(shape)), 2.0**-126, device=x.device)
+        s = torch.full((*lead, *(1,) * len(shape)), 2.0**-126, dtype=torch.float32, device=x.device)
     else:
         s = found.scale.reshape(*lead, *((*shape[:-1], shape[-1] // BLOCK) if a.blocks else (1,) * len(shape)))
     return (found.q, s) if found.x is None else (found.q, s, found.x)

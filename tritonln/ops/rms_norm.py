@@ -79,7 +79,7 @@ def rms_norm(
         input: x, ``(*, *normalized_shape)``; fp32, fp16, bf16 or fp64.  Rows may be strided; values that
             are not contiguous within a row are copied once.
         normalized_shape: the trailing dimensions, an int for one.
-        weight: of shape ``normalized_shape``; in ``x``'s dtype, or in fp32 for a 16-bit ``x``.
+        weight: of shape ``normalized_shape``; in fp64 for fp64 ``x``, else in fp32, fp16 or bf16.
         eps: added to the mean of the squares.  None: the epsilon of the arithmetic's dtype, so fp32's for a 16-bit
             ``x``, as in torch.
         weight_offset: added to the weight, for weights that are stored around zero (Gemma's: 1).  torch adds it, in
@@ -99,7 +99,7 @@ def rms_norm(
 
     Raises:
         RuntimeError, TypeError, NotImplementedError: as ``F.rms_norm`` for shapes and dtypes that do not fit;
-            RuntimeError for the mixtures of dtypes that ``F.rms_norm`` takes only with a warning, for complex x, for
+            RuntimeError for fp64 beside another dtype, which ``F.rms_norm`` takes with a warning, for complex x, for
             arguments on different devices, on a device that neither Triton nor the CPU serves, and for forward mode
             through a graph that was captured without it.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tritonln.ops import row_autograd, row_op
-from tritonln.ops.contract import DTYPES, HALF, check_device, output_dtype
+from tritonln.ops.contract import DTYPES, HALF, check_device, number, output_dtype
 from tritonln.ops.operands import COLUMNS, ROWS, Operand
 from tritonln.ops.row_plans import Parts
 from tritonln.ops.rows import RowOperator, Settings
@@ -146,7 +146,7 @@ def _public(operator: RowOperator) -> Callable[..., Tensor]:
         bound.apply_defaults()
         *tensors, eps = bound.arguments.values()
         N, x = _check(operator, tensors), tensors[0]
-        s = Settings(N, float(eps), output_dtype(x.dtype, x.device.type))
+        s = Settings(N, number(f"{operator.name}(): argument 'eps'", eps), output_dtype(x.dtype, x.device.type))
         return row_autograd.call(operator, tuple(tensors), s)[0]
 
     call.__name__ = call.__qualname__ = operator.name
