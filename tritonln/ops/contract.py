@@ -98,7 +98,7 @@ def _mixes(parameter: torch.dtype, x: torch.dtype, mixing: bool, device_type: st
     """fp32 parameters of a 16-bit x; all but fp64 where they may differ, or autocast would cast them to fp32 anyway."""
     if parameter == torch.float32 and x in HALF:
         return True
-    free = mixing and x != torch.float64 or autocasts(x, device_type)
+    free = (mixing and x != torch.float64) or autocasts(x, device_type)
     return free and parameter in (torch.float32, *HALF)
 
 
