@@ -74,7 +74,7 @@ def _number(function: Callable[..., Tensor], eps: Any, dtype: torch.dtype) -> fl
     return float(eps)
 
 
-def integer(value: Any) -> int:
+def integer(value: Any) -> Any:
     """Of numpy's integers too; those of traced code stay what they are."""
     return value if type(value) is int or isinstance(value, torch.SymInt) else operator.index(value)
 
