@@ -6,12 +6,18 @@
     h    = (1 - z) n + z h
 
 Where the sum is normalized p = W_hh h + W_ih x, x is absent (zero), and b_rz is added to r and z as b_n to m.
+Where INNER the reset is inside of the candidate's norm, and x = W_ih x + biases:
+
+    r, z = sigmoid(LN(s_rz; w_rz, b_rz))         s_rz = p_rz + x_rz
+    n    = tanh(LN(s_n; w_n, b_n))               s_n  = x_n + r (p_n + b_p)
 
     p, dgates, dp   (T, B, 3H)  forward p may have one slot for all steps; dm (T, B, H)
-    x_rz, x_n       rows of RZ and of N_ROW values, of which the first 2H and H are read; x_rz None: both absent
+    x_rz, x_n       rows of RZ and of N_ROW values, of which the first 2H and H are read; x_rz None: both absent; where
+                    INNER and there are stats, s takes their place, which the backward reads
     state, h        (T + 1, B, H), the initial state first (last in reverse); state is fp32 (fp64) and
                     h is what it rounds to; None: state is that itself
-    w_hh, b_hh      (3H,)  b_hh None: no bias; of b_hh only the part of n is read where there is an x
+    w_hh, b_hh      (3H,)  b_hh None: no bias; of b_hh only the part of n is read where there is an x; where INNER it is
+                    (4H,), b_rz, b_n and b_p
     lengths         (B,)   row b runs at steps t < lengths[b] and carries its state else; None: always
     starts          (T + 1, B)  where true, the step that would go on from a slot goes on from `initial`, that of the
                     initial state; None: nowhere
@@ -20,7 +26,7 @@ Where the sum is normalized p = W_hh h + W_ih x, x is absent (zero), and b_rz is
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
 everything is read once and written once.  `previous` and `current` are the slots of the states, and p_slot that of p.
-In device functions x is the tiles of r, z and n, or empty, and b_hh those of all three or of n, or empty.
+In device functions x is the tiles of r, z and n, or empty, and b_hh those of all there are or of n, or empty.
 """
 
 import triton
@@ -33,6 +39,9 @@ from .gates import (
     load_groups,
     multiply,
     own_tile,
+    part,
+    standardize,
+    standardize_bwd,
     standardize_groups,
     standardize_groups_bwd,
     standardized_groups,
@@ -55,8 +64,10 @@ def load_x(x_rz_ptr, x_n_ptr, step, rows, cols, inside, H, RZ, N_ROW):
 
 
 @triton.jit
-def load_bias(b_hh_ptr, cols, in_row, H, SUM: tl.constexpr):
-    if SUM or b_hh_ptr is None:
+def load_bias(b_hh_ptr, cols, in_row, H, SUM: tl.constexpr, INNER: tl.constexpr):
+    if INNER:
+        return load_gates(b_hh_ptr, cols, in_row, H, 4)
+    elif SUM or b_hh_ptr is None:
         return load_gates(b_hh_ptr, cols, in_row, H, 3)
     else:
         return load_gates(b_hh_ptr, 2 * H + cols, in_row, H, 1)
@@ -80,34 +91,89 @@ def cell(p_hat, x, w_hh, b_hh):
 
 
 @triton.jit
-def advance(p, x, h, w_hh, b_hh, stats_ptr, row0, t, in_row, B, H, eps, GROUP: tl.constexpr):
-    """h after a step of rows that run."""
-    p_hat, means, rstds = standardize_groups(p, in_row, H, eps, GROUP)
-    store_groups(stats_ptr, means, rstds, row0, t, B, h.shape[0])
-    r, z, n, m = cell(p_hat, x, w_hh, b_hh)
-    return n + z * (h - n)
+def rounded_to(ptr, tiles):
+    """The tiles as they are where ptr points."""
+    rounded = ()
+    for k in tl.static_range(len(tiles)):
+        rounded = rounded + (tiles[k].to(ptr.dtype.element_ty).to(tiles[k].dtype),)
+    return rounded
 
 
 @triton.jit
-def retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP: tl.constexpr):
+def advance_inner(p, x, h, w_hh, b_hh, x_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP: tl.constexpr):
+    """advance where INNER."""
+    s_rz = rounded_to(x_ptr, add(part(x, 0, 2), part(p, 0, 2)))
+    hats, means, rstds = standardize_groups(s_rz, in_row, H, eps, GROUP)
+    r, z = add(multiply(hats, part(w_hh, 0, 2)), part(b_hh, 0, 2))
+    r, z = tl.sigmoid(r), tl.sigmoid(z)
+    m = add(part(p, 2, 1), part(b_hh, 3, 1))
+    s_n = rounded_to(x_ptr, (x[2] + r * m[0],))
+    n_hat, mean, rstd = standardize(s_n, in_row, H, eps)
+    n = add(multiply(n_hat, part(w_hh, 2, 1)), part(b_hh, 2, 1))
+    store_groups(stats_ptr, means + (mean,), rstds + (rstd,), row0, t, B, h.shape[0])
+    n = tanh(n[0])
+    return n + z * (h - n), s_rz + s_n
+
+
+@triton.jit
+def retreat_inner(p, s, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP: tl.constexpr):
+    """retreat where INNER, from the sums s: dgates are of what the norms return, and dm is of s_n."""
+    means, rstds = load_groups(stats_ptr, row0, rows, t, B, (2 + GROUP) // GROUP)
+    s_hat = where(in_row, standardized_groups(s, means, rstds, GROUP))
+    r, z, n = add(multiply(s_hat, w_hh), part(b_hh, 0, 3))
+    r, z, n = tl.sigmoid(r), tl.sigmoid(z), tanh(n)
+
+    kept = tl.where(runs, dh * z, dh)
+    dh = tl.where(runs, dh, 0.0)
+    dz = dh * (h - n) * z * (1.0 - z)
+    dn = dh * (1.0 - z) * (1.0 - n * n)
+    ds_n = standardize_bwd((dn * w_hh[2],), part(s_hat, 2, 1), rstds[len(rstds) - 1], H)
+    m = add(part(p, 2, 1), part(b_hh, 3, 1))
+    dr = ds_n[0] * m[0] * r * (1.0 - r)
+    of_rz = multiply((dr, dz), part(w_hh, 0, 2))
+    ds_rz = standardize_groups_bwd(of_rz, part(s_hat, 0, 2), part(rstds, 0, 2 // GROUP), H, GROUP)
+    return (dr, dz, dn), ds_n[0], ds_rz + (ds_n[0] * r,), kept
+
+
+@triton.jit
+def advance(
+    p, x, h, w_hh, b_hh, x_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP: tl.constexpr, INNER: tl.constexpr
+):
+    """h after a step of rows that run, and where INNER the sums that were normalized, rounded as where x_ptr points."""
+    if INNER:
+        return advance_inner(p, x, h, w_hh, b_hh, x_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP)
+    else:
+        p_hat, means, rstds = standardize_groups(p, in_row, H, eps, GROUP)
+        store_groups(stats_ptr, means, rstds, row0, t, B, h.shape[0])
+        r, z, n, m = cell(p_hat, x, w_hh, b_hh)
+        return n + z * (h - n), ()
+
+
+@triton.jit
+def retreat(
+    p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP: tl.constexpr, INNER: tl.constexpr
+):
     """A step backward.  The gates are computed again from p and x; h is that before the step, dh the gradient of
     that after it.
 
     Returns (dgates, dm, dp, dh): of (r, z, n) before their activations, of m, of p, and the part of the gradient
     of the h before that does not go through p: all of it in rows that do not run, where all else is zero.
     """
-    means, rstds = load_groups(stats_ptr, row0, rows, t, B, (2 + GROUP) // GROUP)
-    p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
-    r, z, n, m = cell(p_hat, x, w_hh, b_hh)
+    if INNER:
+        return retreat_inner(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP)
+    else:
+        means, rstds = load_groups(stats_ptr, row0, rows, t, B, (2 + GROUP) // GROUP)
+        p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
+        r, z, n, m = cell(p_hat, x, w_hh, b_hh)
 
-    kept = tl.where(runs, dh * z, dh)
-    dh = tl.where(runs, dh, 0.0)
-    dz = dh * (h - n) * z * (1.0 - z)
-    dn = dh * (1.0 - z) * (1.0 - n * n)
-    dr = dn * m * r * (1.0 - r)
-    dm = dn * r
-    dp = standardize_groups_bwd(multiply((dr, dz, dm), w_hh), p_hat, rstds, H, GROUP)
-    return (dr, dz, dn), dm, dp, kept
+        kept = tl.where(runs, dh * z, dh)
+        dh = tl.where(runs, dh, 0.0)
+        dz = dh * (h - n) * z * (1.0 - z)
+        dn = dh * (1.0 - z) * (1.0 - n * n)
+        dr = dn * m * r * (1.0 - r)
+        dm = dn * r
+        dp = standardize_groups_bwd(multiply((dr, dz, dm), w_hh), p_hat, rstds, H, GROUP)
+        return (dr, dz, dn), dm, dp, kept
 
 
 @triton.jit(do_not_specialize=["t", "previous", "current", "initial", "p_slot", "B"])
@@ -134,6 +200,7 @@ def gru_step_fwd(
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
     GROUP: tl.constexpr,
+    INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
@@ -147,8 +214,11 @@ def gru_step_fwd(
     x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
     anew = starting(starts_ptr, previous, row0, rows, B)
     h = load_before(state_ptr, anew, previous, initial, row0, row, inside, B, H)
-    w_hh, b_hh = load_gates(w_hh_ptr, cols, in_row, H, 3), load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None)
-    new_h = advance(p, x, h, w_hh, b_hh, stats_ptr, row0, t, in_row, B, H, eps, GROUP)
+    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
+    b_hh = load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
+    new_h, s = advance(p, x, h, w_hh, b_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
+    if stats_ptr is not None:
+        store_gates(x_rz_ptr + (t * B + row0) * (3 * H), rows * (3 * H) + cols, inside, H, s)
     if lengths_ptr is not None:
         new_h = tl.where(running(lengths_ptr, t, row0, rows, B), new_h, h)
     tl.store(state_ptr + (current * B + row0) * H + row, new_h, mask=inside)
@@ -187,6 +257,7 @@ def gru_step_bwd(
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
     GROUP: tl.constexpr,
+    INNER: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr,
 ):
@@ -195,7 +266,7 @@ def gru_step_bwd(
                             through z or because the row did not run; kept is replaced by this step's
     dh0             (B, H)  gradient of the initial h, but for that through W_hh, from rows that start anew; added to
     dy              gradient of the result h; None: zero
-    dgates, dm, dp  of (r, z, n) before their activations, of m and of p
+    dgates, dm, dp  of (r, z, n) before their activations, of m (where INNER of s_n) and of p
     """
     row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
@@ -207,7 +278,8 @@ def gru_step_bwd(
     x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
     anew = starting(starts_ptr, previous, row0, rows, B)
     h = load_before(state_ptr, anew, previous, initial, row0, row, inside, B, H)
-    w_hh, b_hh = load_gates(w_hh_ptr, cols, in_row, H, 3), load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None)
+    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
+    b_hh = load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
     dh = load_upcast(dh_ptr + own, inside)
     if starts_ptr is not None:  # what came through W_hh is the initial state's
         dh = tl.where(starting(starts_ptr, current, row0, rows, B)[0], 0.0, dh)
@@ -217,7 +289,7 @@ def gru_step_bwd(
     runs = inside
     if lengths_ptr is not None:
         runs = inside & running(lengths_ptr, t, row0, rows, B)
-    dgates, dm, dp, kept = retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP)
+    dgates, dm, dp, kept = retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP, INNER)
     if len(anew) > 0:
         tl.store(dh0_ptr + own, load_upcast(dh0_ptr + own, inside) + tl.where(anew[0], kept, 0.0), mask=inside)
         kept = tl.where(anew[0], 0.0, kept)

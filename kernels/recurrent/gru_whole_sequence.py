@@ -50,6 +50,7 @@ def gru_persistent_fwd(
     N_ROW: tl.constexpr,
     GROUP: tl.constexpr,
     SUM: tl.constexpr,
+    INNER: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -61,7 +62,7 @@ def gru_persistent_fwd(
     gate_row = rows * (3 * H) + cols
 
     blocks = load_blocks(weight_ptr, 1, H, H, 3, BLOCK_H)
-    w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 3), load_bias(b_hh_ptr, col, col < H, H, SUM)
+    w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 3), load_bias(b_hh_ptr, col, col < H, H, SUM, INNER)
     length = T
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + row0 + rows, mask=rows < B - row0, other=0)
@@ -86,7 +87,9 @@ def gru_persistent_fwd(
             p = products(rounded, blocks, (), PRECISION)
         if p_ptr is not None:
             store_gates(p_ptr + gates, gate_row, inside, H, p)
-        new_h = advance(p, x, h, w_hh, b_hh, stats_ptr, row0, t, in_row, B, H, eps, GROUP)
+        new_h, s = advance(p, x, h, w_hh, b_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
+        if stats_ptr is not None:
+            store_gates(x_rz_ptr + gates, gate_row, inside, H, s)
         h = tl.where(t < length, new_h, h)
         rounded = h.to(rounded.dtype)
         tl.store(state_ptr + current, h, mask=inside)
@@ -120,6 +123,7 @@ def gru_persistent_bwd(
     RZ: tl.constexpr,
     N_ROW: tl.constexpr,
     GROUP: tl.constexpr,
+    INNER: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -142,13 +146,16 @@ def gru_persistent_bwd(
         anew = starting(starts_ptr, t + before, row0, rows, B)
         h = load_before(state_ptr, anew, t + before, before * T, row0, row, inside, B, H)
         # Again in every step: through all of them they would take registers that there are not.
-        w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 3), load_bias(b_hh_ptr, col, col < H, H, x_rz_ptr is None)
+        w_hh = load_gates(w_hh_ptr, col, col < H, H, 3)
+        b_hh = load_bias(b_hh_ptr, col, col < H, H, x_rz_ptr is None, INNER)
         if dy_ptr is not None:
             dh += load_upcast(dy_ptr + current, inside)
         runs = inside
         if lengths_ptr is not None:
             runs = inside & running(lengths_ptr, t, row0, rows, B)
-        dgates, dm, dp, kept = retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP)
+        dgates, dm, dp, kept = retreat(
+            p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP, INNER
+        )
         store_gates(dgates_ptr + gates, gate_row, inside, H, dgates)
         tl.store(dm_ptr + (t * B + row0) * H + row, dm, mask=inside)
         store_gates(dp_ptr + gates, gate_row, inside, H, dp)

@@ -3,7 +3,8 @@
     python -m tests.helpers.compiled lstm sm_90 16,32,64,128 products,sum,gates,gates+resets
 
 prints a JSON object: the bytes that each kernel spills, in bf16 and fp32.  Variants are what is normalized: each
-product, their sum, or each gate of it; `+resets` where rows start anew within the sequence.
+product, their sum, or each gate of it, of a GRU also with the reset inside; `+resets` where rows start anew within the
+sequence.
 """
 
 from __future__ import annotations
@@ -17,7 +18,12 @@ import sys
 import torch
 from torch import Tensor
 
-GROUPS = {"products": {"lstm": 0, "gru": 0}, "sum": {"lstm": 4, "gru": 3}, "gates": {"lstm": 1, "gru": 1}}
+GROUPS = {
+    "products": {"lstm": 0, "gru": 0},
+    "sum": {"lstm": 4, "gru": 3},
+    "gates": {"lstm": 1, "gru": 1},
+    "inside": {"gru": 1},
+}
 
 
 def spills(kind: str, target: str, sizes: tuple[int, ...], *variants: str) -> dict[str, int]:
@@ -33,11 +39,11 @@ def empty(*shape: int, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: bool) -> None:
+def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: bool, inner: bool) -> None:
     """A sequence forward and backward with everything that can be there: lengths, gains, gradients of all results.
 
     `group` gates of the sum of the products are normalized together; 0: the products are.  An LSTM whose sum is
-    normalized carries LN(c), as published ones do.
+    normalized carries LN(c), as published ones do.  `inner`: a GRU's reset is inside of the norm.
     """
     from tritonln.device import TARGETS
     from tritonln.ops.recurrent import gru_steps as gru
@@ -63,8 +69,8 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: 
             lstm.backward(dy, dcells, x, p, stats, h, c, steps, False, device)
     else:
         x_rz, x_n = empty(T, B, 2 * H, dtype=dtype), empty(T, B, H, dtype=dtype)
-        norms = (empty(3 * H, dtype=f32), empty(3 * H, dtype=f32))
-        variant = (False, group or 2, bool(group))
+        norms = (empty((3 + inner) * H, dtype=f32), empty(3 * H, dtype=f32))
+        variant = (False, group or 2, bool(group) and not inner, inner)
         gru_steps = GRUSteps(empty(3 * H, H, dtype=dtype), *norms, lengths, starts, *variant, 1e-5)
         if group:
             x_rz = empty(T, B, 3 * H, dtype=dtype)
@@ -87,7 +93,7 @@ def main(kind: str, target: str, sizes: str, variants: str) -> None:
     for variant, H, dtype in itertools.product(variants.split(","), sizes.split(","), (torch.bfloat16, torch.float32)):
         normalized, *resets = variant.split("+")
         with recorded() as calls:
-            run(kind, int(H), dtype, target, GROUPS[normalized][kind], bool(resets))
+            run(kind, int(H), dtype, target, GROUPS[normalized][kind], bool(resets), normalized == "inside")
         for call in calls:
             name = f"{call.launch.name} {H} {dtype} {variant}"
             if "step" in name or "persistent" in name:

@@ -21,10 +21,11 @@ VARIANTS = {
     "sum": ({"summed": True}, {"norm_groups": "joint", "reset": "candidate"}),
     "sum by the paper's groups": ({"summed": True, "bias": False}, {"reset": "candidate"}),
     "sum by gates": ({"summed": True}, {"norm_groups": "gates", "reset": "candidate"}),
-}
-WITHOUT_KERNELS = {
     "sum, reset inside": ({"summed": True}, {"reset": "recurrent"}),
+    "sum, reset inside, no biases": ({"summed": True, "bias": False}, {"reset": "recurrent"}),
     "sum by gates, reset inside": ({"summed": True}, {"norm_groups": "gates", "update_bias": -1.0}),
+}
+OF_ATEN = {
     "update bias": ({"bias": False}, {"update_bias": -1.0}),
     "update bias of a sum": ({"summed": True}, {"norm_groups": "joint", "reset": "candidate", "update_bias": -1.0}),
 }
@@ -96,10 +97,10 @@ def test_strided_arguments(device: torch.device) -> None:
 
 
 @pytest.mark.usefixtures("aten")
-@pytest.mark.parametrize("variant", [*VARIANTS, *WITHOUT_KERNELS])
+@pytest.mark.parametrize("variant", [*VARIANTS, *OF_ATEN])
 @pytest.mark.parametrize(("reverse", "masked"), list(itertools.product([False, True], repeat=2)))
 def test_aten_variants(variant: str, reverse: bool, masked: bool, device: torch.device) -> None:
-    arguments, options = {**VARIANTS, **WITHOUT_KERNELS}[variant]
+    arguments, options = {**VARIANTS, **OF_ATEN}[variant]
     args = gru_problem(5, 3, 4, 7, F32, device, **arguments)
     lengths = torch.tensor([5, 4, 1], device=device) if masked else None
     expect("layer_norm_gru", args, reverse=reverse, lengths=lengths, **options)
@@ -176,7 +177,7 @@ def test_no_rows(device: torch.device) -> None:
 
 @pytest.mark.usefixtures("aten")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
-@pytest.mark.parametrize("groups", ["paper", "joint", "joint sum"])
+@pytest.mark.parametrize("groups", ["paper", "joint", "joint sum", "gates sum inside"])
 @pytest.mark.parametrize("dtype", [F32, BF16], ids=str)
 def test_opcheck(groups: str, dtype: torch.dtype, device: torch.device) -> None:
     torch.use_deterministic_algorithms(False)
@@ -184,7 +185,8 @@ def test_opcheck(groups: str, dtype: torch.dtype, device: torch.device) -> None:
     tensors = [t if t is None else t.requires_grad_() for t in ({"ln_weight": None, "ln_bias": None} | args).values()]
     tensors = [*tensors[2:], *tensors[:2]]
     masks = torch.tensor([3, 1], device=device), None
-    torch.library.opcheck(library.op("layer_norm_gru"), (*tensors, *masks, False, groups.split()[0], 1e-5, True, True))
+    constants = (False, groups.split()[0], "recurrent" if "inside" in groups else "candidate", 1e-5, True)
+    torch.library.opcheck(library.op("layer_norm_gru"), (*tensors, *masks, *constants, True))
 
 
 @pytest.mark.compiles

@@ -36,6 +36,20 @@ def test_on_kernels(
 
 
 @pytest.mark.interpreted
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(("norm_groups", "dtype", "H"), [("gates", F32, 7), *thorough(("paper", BF16, 48))], ids=str)
+@pytest.mark.parametrize("reverse", [True, *thorough(False)])
+def test_reset_inside_of_the_norm_on_kernels(
+    norm_groups: str, dtype: torch.dtype, H: int, reverse: bool, device: torch.device
+) -> None:
+    """icefall's GRU."""
+    resets = torch.tensor([[1, 0], [1, 0], [0, 1], [1, 1]], dtype=torch.bool, device=device)
+    lengths = torch.tensor([4, 3], device=device)
+    args = gru_problem(4, 2, 4, H, dtype, device, summed=True, parameters=F32)
+    expect("layer_norm_gru", args, norm_groups=norm_groups, resets=resets, lengths=lengths, reverse=reverse)
+
+
+@pytest.mark.interpreted
 @pytest.mark.usefixtures("stepwise")
 def test_norms_of_single_values(device: torch.device) -> None:
     """LN(c) of one unit is constant, and carried: what reaches the weights is nothing, not the rounding of it."""
@@ -53,9 +67,11 @@ def test_many_steps_in_aten(name: str, H: int, norm_groups: str, device: torch.d
 
 
 @pytest.mark.usefixtures("stepwise")
-@pytest.mark.parametrize("name", PROBLEMS)
-def test_launches_and_allocations_of_a_step(name: str, monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
-    options = {"norm_groups": "joint", **OPTIONS[name]}
+@pytest.mark.parametrize(("name", "options"), [*OPTIONS.items(), ("layer_norm_gru", {"norm_groups": "gates"})], ids=str)
+def test_launches_and_allocations_of_a_step(
+    name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
+    options = {"norm_groups": "joint", **options}
     operator = getattr(tritonln, name)
     monkeypatch.setattr(tritonln, name, lambda **args: operator(**args, **options))
     found = per_step(name, lambda T: PROBLEMS[name](T, 2, 3, 7, F32, device, summed=True), monkeypatch)

@@ -78,7 +78,7 @@ def calls(name: str, dtype: torch.dtype, save: bool, variant: dict[str, Any]) ->
     else:
         names = ("x", "h0", "weight_ih", "weight_hh", "bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight")
         inputs = [args.get(k) for k in (*names, "ln_weight", "ln_bias")]
-        constants = (lengths, None, False, "joint" if variant else "paper", 1e-5, True)
+        constants = (lengths, None, False, "joint" if variant else "paper", "candidate", 1e-5, True)
     op, backward = library.op(name), library.op(f"{name}_backward")
     yield op, (*inputs, *constants, save)
     h, *rest = op(*inputs, *constants, save)

@@ -252,7 +252,7 @@ class LayerNormGRU(_LayerNormRNN):
         norm_groups: ``"paper"``: the 2H values of r and z are normalized together, and the H of n;
             ``"joint"``: all 3H together, as in haste; ``"gates"``, of a sum: the H of each gate.
         reset: ``"recurrent"``: r is a factor of W_hh h, in a sum inside of its norm; ``"candidate"``, of a sum: of
-            all that tanh is taken of, as in Dreamer.  The former has no kernels for a sum, but runs in plain torch.
+            all that tanh is taken of, as in Dreamer.
         update_bias: added to the argument of the update 1 - z, a sigmoid as z is; -1 in Dreamer.
         eps: added to each variance.
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.

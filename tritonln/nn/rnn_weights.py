@@ -16,7 +16,7 @@ comes back is of the variant that computes the same:
 | haste                | GRU   | norm_groups="joint"                                                                   |
 | NM512's and          | GRU   | gate_norm="sum", norm_groups="joint", reset="candidate", update_bias=-1.0, eps=1e-3,  |
 | sheeprl's Dreamer    |       | bias=False                                                                            |
-| icefall              | GRU   | gate_norm="sum", norm_groups="gates"; in plain torch, as this reset has no kernels    |
+| icefall              | GRU   | gate_norm="sum", norm_groups="gates"                                                  |
 
 The GRU of the official DreamerV3, whose recurrent matrix is 8 blocks on a diagonal, is not among them: its gates are
 not normalized, only what goes in and comes out, by RMS norms.

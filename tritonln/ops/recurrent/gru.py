@@ -81,7 +81,6 @@ def layer_norm_gru(
         ln_weight, ln_bias: ``(3H,)``, gain and optional bias of the norm of the sum, in the place of those two.
         norm_groups: ``"paper"``, ``"joint"`` or, of the sum, ``"gates"``: the H of each gate by themselves.
         reset: ``"recurrent"``, which a joint norm of the sum cannot have; or, of the sum, ``"candidate"``.
-            The former has no kernel for sums: it runs in plain torch, which takes some twenty operators a step.
         update_bias: added to the argument of the update 1 - z, a sigmoid as z is: -1 keeps more of the state.
         lengths: ``(B,)`` int64; row ``b`` runs at steps ``t < lengths[b]`` and keeps its state at all others, whose
             ``x`` is not read.
@@ -98,8 +97,9 @@ def layer_norm_gru(
         on, all statistics and all sums are fp32 (fp64 for fp64 ``x``); the products see it rounded.
 
     Saved for backward, beside the arguments: a step and row 9H values of ``x``'s dtype (W_ih x, its norm, W_hh h;
-    3H where their sum is normalized), the states, H of ``x``'s dtype and, where that is 16-bit, of fp32, and 16 bytes
-    of statistics for each group, 8 for each of a sum.  The results are the caller's to change in place.
+    3H where their sum is normalized, 6H with the reset inside of it), the states, H of ``x``'s dtype and, where that is
+    16-bit, of fp32, and 16 bytes of statistics for each group, 8 for each of a sum.  The results are the caller's to
+    change in place.
 
     Forward mode, torch.func's transforms, batched gradients, derivatives of derivatives (of any order) and
     torch.jit.trace run in plain torch, which takes some twenty operators a step.  Compiled code has first
@@ -153,10 +153,10 @@ def layer_norm_gru(
             bias_ih, bias_hh = total_bias(bias_ih, shift), torch.zeros_like(shift) if bias_hh is None else bias_hh
     tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    arguments = (*tensors, lengths, resets, reverse, norm_groups, float(eps), cuda_graph)
+    arguments = (*tensors, lengths, resets, reverse, norm_groups, reset, float(eps), cuda_graph)
     h: Any
-    if transformed() or (ln_weight is not None and reset == "recurrent"):
-        save, (h,) = False, plain.gru(*arguments, reset=reset)  # autograd saves what it needs
+    if transformed():
+        save, (h,) = False, plain.gru(*arguments)  # autograd saves what it needs
     elif traced(*tensors):
         h, *_ = library.op("layer_norm_gru")(*arguments, save)
     elif save:
@@ -180,11 +180,11 @@ class _LayerNormGRU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dh: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dh), None, None, None, None, None, None
+        return *_backward(ctx, dh), None, None, None, None, None, None, None
 
 
 def _grouped(arguments: tuple[Any, ...]) -> Arguments:
-    return Arguments(arguments[:10], arguments[10:12], arguments[12:16])
+    return Arguments(arguments[:10], arguments[10:12], arguments[12:17])
 
 
 # ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
@@ -205,18 +205,19 @@ def _op(
     resets: Tensor | None,
     reverse: bool,
     norm_groups: str,
+    reset: str,
     eps: float,
     cuda_graph: bool,
     save: bool,
 ) -> list[Tensor]:
     refuse_tangents("layer_norm_gru")
     inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
-    h, *saved = forward(inputs, (lengths, resets), (reverse, norm_groups, eps, cuda_graph), save)
+    h, *saved = forward(inputs, (lengths, resets), (reverse, norm_groups, reset, eps, cuda_graph), save)
     return list(filled(x, h, *(saved if save else [None] * 8)))
 
 
 def _fake(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
-    ln_weight, norm_groups, save = rest[6], rest[-4], rest[-1]
+    ln_weight, norm_groups, reset, save = rest[6], rest[-5], rest[-4], rest[-1]
     (T, B, _), H, dtype = x.shape, h0.shape[1], arithmetic(x.dtype)
     h = x.new_empty((T + 1, B, H))
     if not save:
@@ -233,7 +234,7 @@ def _fake(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
             None if joint else x.new_empty((T, B, H)),
             None if summed else x.new_empty((T * B, 2), dtype=dtype),
             None if joint else x.new_empty((T * B, 2), dtype=dtype),
-            None if summed else x.new_empty((T, B, 3 * H)),
+            None if summed and reset == "candidate" else x.new_empty((T, B, 3 * H)),
             x.new_empty((T, G, B, 2), dtype=dtype),
         )
     )
@@ -247,12 +248,14 @@ def _backward_op(
     resets: Tensor | None,
     reverse: bool,
     norm_groups: str,
+    reset: str,
     eps: float,
     cuda_graph: bool,
     needs: Sequence[bool],
 ) -> list[Tensor]:
     inputs = real(inputs)
-    found = backward(dh, inputs, present(saved), (lengths, resets), (reverse, norm_groups, eps, cuda_graph), needs)
+    constants = (reverse, norm_groups, reset, eps, cuda_graph)
+    found = backward(dh, inputs, present(saved), (lengths, resets), constants, needs)
     return list(filled(inputs[0], *found))
 
 
@@ -269,7 +272,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 
 def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return *_backward(ctx, gradients[0]), None, None, None, None, None, None, None
+    return *_backward(ctx, gradients[0]), None, None, None, None, None, None, None, None
 
 
 def _decomposed(*arguments: Any) -> list[Tensor]:

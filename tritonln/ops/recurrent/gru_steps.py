@@ -30,17 +30,18 @@ def _kernels() -> tuple[Any, Any]:
     return gru_step_fwd, gru_step_bwd
 
 
-PAPER = 2  # the variant that is tuned: gates that are normalized together
+PAPER = (2, False)  # the variant that is tuned: gates that are normalized together, and whether the reset is inside
 
 
-def _plan(of: Tunable, H: int, group: int, c: Config, device: Device) -> Plan:
+def _plan(of: Tunable, H: int, variant: tuple[int, bool], c: Config, device: Device) -> Plan:
     (kernel,) = of.kernels()
-    constants = (H, *x_widths(H, group), group, c.block_m, c.block_n)
+    group, inner = variant
+    constants = (H, *x_widths(H, 3 if inner else group), *variant, c.block_m, c.block_n)
     return Plan(Launch(kernel, constants, device, c.num_warps, of=of), c.block_m, 0)
 
 
 def x_widths(H: int, group: int) -> tuple[int, int]:
-    """Of the rows of x_rz and x_n, which are one tensor where all gates are normalized together."""
+    """Of the rows of x_rz and x_n, which are one tensor where all gates are normalized together, or none of x."""
     return (3 * H, 3 * H) if group == 3 else (2 * H, H)
 
 
@@ -96,16 +97,16 @@ register(FORWARD, BACKWARD)
 
 
 @planned
-def forward_plan(H: int, group: int, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+def forward_plan(H: int, variant: tuple[int, bool], dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     """For operands of these dtypes, in the kernel's order; None where there is none."""
     key = FORWARD.key(H, **dict(zip(FORWARD.operands, dtypes)))
-    return _plan(FORWARD, H, group, config_for(FORWARD, key, device), device)
+    return _plan(FORWARD, H, variant, config_for(FORWARD, key, device), device)
 
 
 @planned
-def backward_plan(H: int, group: int, dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
+def backward_plan(H: int, variant: tuple[int, bool], dtypes: tuple[torch.dtype | None, ...], device: Device) -> Plan:
     key = BACKWARD.key(H, **dict(zip(BACKWARD.operands, dtypes)))
-    return _plan(BACKWARD, H, group, config_for(BACKWARD, key, device), device)
+    return _plan(BACKWARD, H, variant, config_for(BACKWARD, key, device), device)
 
 
 def forward_plan_of(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan:
@@ -114,7 +115,7 @@ def forward_plan_of(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> 
     given = None if s.summed else x
     known = (given, given, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)), wide)
     dtypes = (*known, None if x == wide else x, stats, None if s.starts is None else x)
-    return forward_plan(s.weight_hh.shape[1], s.group, dtypes, device)
+    return forward_plan(s.weight_hh.shape[1], (s.group, s.inner), dtypes, device)
 
 
 def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan:
@@ -122,7 +123,7 @@ def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device
     given = None if s.summed else x
     known = (dy, x, given, given, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)), wide)
     dh0 = None if s.starts is None else wide
-    return backward_plan(s.weight_hh.shape[1], s.group, (*known, wide, wide, dh0, x, x, x), device)
+    return backward_plan(s.weight_hh.shape[1], (s.group, s.inner), (*known, wide, wide, dh0, x, x, x), device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------
@@ -131,13 +132,13 @@ def backward_plan_of(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device
 def forward(
     x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, cuda_graph: bool, device: Device
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(h, state, p, stats) of all steps.  Where the sum of products is normalized, it takes the place of x_rz.
+    """(h, state, p, stats) of all steps.  Where sums are normalized, they take the place of x_rz, rows of all gates.
 
     h (T + 1, B, H) with the initial state in its slot, and the same in fp32, None where h is fp32 (fp64);
-    p = W_hh h and the statistics of its groups, None unless saved, and p also where the sum is normalized.
+    p = W_hh h and the statistics of the groups, None unless saved, and p also where it is in the sum.
     """
     (T, B, _), H, dtype = x_rz.shape, h0.shape[-1], arithmetic(x_rz.dtype)
-    weight_hh, bias, gain, lengths, starts, reverse, group, summed, eps = s
+    weight_hh, bias, gain, lengths, starts, reverse, group, summed, inner, eps = s
     plan = forward_plan_of(x_rz.dtype, s, save, device)
     h = states(T, h0, x_rz.dtype, reverse)
     state = None if x_rz.dtype == dtype else states(T, h0, dtype, reverse)
@@ -145,10 +146,11 @@ def forward(
     stats = p.new_empty((T, (2 + group) // group, B, 2), dtype=dtype) if save else None
     multiplied = None if starts is None else h0.contiguous().clone()
     tensors = (
-        *(None if summed else x_rz, None if summed or group == 3 else x_n, h, state, p, stats, multiplied),
+        *(None if summed else x_rz, None if x_rz.shape[-1] == 3 * H else x_n, h, state, p, stats, multiplied),
         *(weight_hh, gain, bias, lengths, starts),
     )
-    step_graphs.run(forward_steps, tensors, range(2, 7), (reverse, eps, plan), cuda_graph, device)
+    written = [0, *range(2, 7)] if inner else range(2, 7)
+    step_graphs.run(forward_steps, tensors, written, (reverse, eps, plan), cuda_graph, device)
     return (h, state, None if summed else p, stats) if save else (h, None, None, None)
 
 
@@ -202,12 +204,13 @@ def backward(
     device: Device,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(dgates, dm, dp, dh0) from the gradient dy of h: of the gates before their activations (T, B, 3H), of
-    the candidate's recurrent part (T, B, H), and of p (T, B, 3H).
+    the candidate's recurrent part (T, B, H), where the reset is inside of the norm of its sum, and of p (T, B, 3H).
     """
-    weight_hh, bias, gain, lengths, starts, reverse, group, *_ = s
-    given = (None, None) if p is None else (x_rz, None if group == 3 else x_n)
+    weight_hh, bias, gain, lengths, starts, reverse, *_ = s
+    H = state.shape[-1]
+    given = (None, None) if p is None else (x_rz, None if x_rz.shape[-1] == 3 * H else x_n)
     p = x_rz if p is None else p
-    T, B, H = len(p), p.shape[1], state.shape[-1]
+    T, B = p.shape[:2]
     plan = backward_plan_of(p.dtype, dtype_of(dy), s, device)
     dgates, dp = torch.empty_like(p), torch.empty_like(p)
     dm = p.new_empty((T, B, H))

@@ -28,7 +28,7 @@ def _kernels() -> tuple[Any, Any]:
 
 def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
     x_rz, x_n, weight, w_hh, b_hh, lengths, starts, state, h, p, stats, *_, eps = arguments
-    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, stepwise.PAPER, False, eps)
+    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, 2, False, False, eps)
     launching = stepwise.forward_plan_of(x_rz.dtype, s, p is not None, device)
     room = x_rz.new_empty((1, x_rz.shape[1], len(weight))) if p is None else p
     h, state = (state, None) if h is None else (h, state)
@@ -53,8 +53,14 @@ FORWARD = WholeSequence(
     results=("p", "stats"),
     updated=("state", "h"),
     kernel=lambda: _kernels()[0],
-    constants=lambda H, group, summed: (H, *stepwise.x_widths(H, 3 if summed else group), group, summed),
-    usual=(stepwise.PAPER, False),
+    constants=lambda H, group, summed, inner: (
+        H,
+        *stepwise.x_widths(H, 3 if summed or inner else group),
+        group,
+        summed,
+        inner,
+    ),
+    usual=(2, False, False),
     stepwise=_forward_stepwise,
     demand=lambda x, resets: Demand(x, 3, 3 * x + resets * 4, 4),
     keys=_forward_keys,
@@ -65,7 +71,7 @@ FORWARD = WholeSequence(
 def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
     dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, starts, state, stats, *rest = arguments
     dgates, dm, dp, dh = rest[:4]
-    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, stepwise.PAPER, x_rz is None, 0.0)
+    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, 2, x_rz is None, False, 0.0)
     launching = stepwise.backward_plan_of(p.dtype, dtype_of(dy), s, device)
     through_p = p.new_zeros(dh.shape)
     dh0 = None if starts is None else torch.zeros_like(dh)
@@ -92,8 +98,8 @@ BACKWARD = WholeSequence(
     },
     results=("dgates", "dm", "dp", "dh"),
     kernel=lambda: _kernels()[1],
-    constants=lambda H, group: (H, *stepwise.x_widths(H, group), group),
-    usual=(stepwise.PAPER,),
+    constants=lambda H, group, inner: (H, *stepwise.x_widths(H, 3 if inner else group), group, inner),
+    usual=stepwise.PAPER,
     stepwise=_backward_stepwise,
     demand=lambda x, resets: Demand(x, 3, 7 * x + 4, 8),
     keys=_backward_keys,
@@ -108,7 +114,7 @@ def forward_plan(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Pla
     p, stats = (x, wide) if save else (None, None)
     known = (x, x, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)))
     dtypes = (*known, wide, None if x == wide else x, p, stats)
-    return plan(FORWARD, s.weight_hh.shape[1], (s.group, s.summed), dtypes, device)
+    return plan(FORWARD, s.weight_hh.shape[1], (s.group, s.summed, s.inner), dtypes, device)
 
 
 def backward_plan(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: Device) -> Plan | None:
@@ -116,7 +122,7 @@ def backward_plan(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: D
     given = None if s.summed else x
     known = (dy, given, given, x, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)), wide)
     dtypes = (*known, wide, x, x, x, wide)
-    return plan(BACKWARD, s.weight_hh.shape[1], (s.group,), dtypes, device)
+    return plan(BACKWARD, s.weight_hh.shape[1], (s.group, s.inner), dtypes, device)
 
 
 # ---- from tensors to launches ------------------------------------------------------------------------

@@ -97,9 +97,9 @@ def gru(
     resets: Tensor | None,
     reverse: bool,
     norm_groups: str,
+    reset: str,
     eps: float,
     _: bool,
-    reset: str = "candidate",
 ) -> tuple[Tensor]:
     """h (T + 1, B, H), as gru_sequence.forward."""
     T, H, dtype = x.shape[0], h0.shape[-1], arithmetic(x.dtype)

@@ -46,6 +46,9 @@ class GRUSteps(NamedTuple):
     reverse: bool
     group: int  # as an LSTM's
     summed: bool
+    inner: (
+        bool  # the sum is normalized with the reset inside of it: x is that of the input, and bias that and b_n (4H,)
+    )
     eps: float
 
 
