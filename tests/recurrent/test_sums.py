@@ -83,7 +83,8 @@ def test_the_fullest_kernel_does_not_spill() -> None:
     """An LSTM backward with norms of each gate, resets, lengths and every gradient takes the most registers."""
     found = spills("lstm", "sm_90", (128,), "gates+resets")
     assert "lstm_persistent_bwd 128 torch.bfloat16 gates+resets" in found
-    most = 72 if triton_version() >= (3, 9) else 0  # which keeps as many bytes of a thread in memory
+    # Bytes of a thread that a version keeps in memory.
+    most = 72 if triton_version() >= (3, 9) else 0 if triton_version() >= (3, 7) else 144
     assert max(found.values()) <= most, found
 
 
