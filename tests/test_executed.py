@@ -25,13 +25,15 @@ def test_training(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str
     launches = executed.training(norm, TARGET, N, dtype, parameters)
     # fp32 weights of 8 columns that a lane has of a 16-bit row: two interleaved loads, each of which touches all.
     interleaved = 2 if parameters != dtype else 1
+    cluster = N > 8192 and len(launches) == 3  # holds such rows whole; else they take two kernels backward
     for m in launches:
         # Requests touch the sectors that their bytes need; the sums of a chunk of a wide row are 8 bytes of one.
         assert m.load_sectors <= (1.05 if "dx" in m.kernel else 1.01) * interleaved * m.load_least, m.kernel
         assert m.store_sectors <= (1.1 if "sums" in m.kernel else 1) * m.store_least, m.kernel
-        # The sums of chunks are copied ahead with those of other rows, and meet in banks.
-        assert m.wavefronts <= 3000, m.kernel
-        assert m.wavefronts <= (3.6 if "dx" in m.kernel else 1.01) * m.wavefronts_least, m.kernel
+        # The sums of chunks are copied ahead with those of other rows, and meet in banks.  The blocks of a cluster
+        # exchange sums too.
+        assert m.wavefronts <= (3500 if cluster else 3000), m.kernel
+        assert m.wavefronts <= (3.6 if "dx" in m.kernel else 1.03 if cluster else 1.01) * m.wavefronts_least, m.kernel
     forward, *backward, _ = launches
     # Weight and bias come from the cache, for every row that a thread holds anew.
     assert forward.load_sectors * 32 <= (9 if parameters != dtype else 3) * forward.rows * N * dtype.itemsize

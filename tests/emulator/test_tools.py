@@ -76,7 +76,7 @@ def test_the_plugin_says_what_it_cannot(stranger: pathlib.Path) -> None:
 def test_run(stranger: pathlib.Path) -> None:
     script = python("-m", "tritonln", "run", "--counters", "script.py", "--of", "mine", folder=stranger)
     assert script.stdout == "128.0 --of mine __main__\n", script.stderr
-    heading, line = script.stderr.splitlines()
+    *_, heading, line = script.stderr.splitlines()  # Triton 3.9 warns first, of its own default
     assert heading.split()[:3] == ["kernel", "programs", "instr/program"]
     assert line.split()[:2] == ["copied", "2"]
     module = python("-m", "tritonln", "run", "--emulate", "sm_80", "-m", "script", "--of", "mine", folder=stranger)
