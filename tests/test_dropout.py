@@ -194,6 +194,8 @@ def test_nothing_and_all_of_it(name: str, way: Callable[..., tuple[Tensor, Tenso
         found = check(name, given, drop=torch.zeros(6, 100, dtype=F64, device=device), by=way, dropout_p=p)
         assert found["residual_out"].equal(given["residual"])
         assert not found["dx"].any()
+    none = results(name, operands(name, (0, 3, 100), F32, device), [t[:0] for t in upstream], by=way, dropout_p=0.5)
+    assert not none["dweight"].any()
 
 
 @both

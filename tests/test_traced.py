@@ -35,6 +35,17 @@ def results(f, x: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:  # type: ignore
     return [y, *torch.autograd.grad(y, (x, w, b), torch.ones_like(y).cumsum(-1))]
 
 
+def test_lengths_of_rows_that_compiled_code_does_not_know() -> None:
+    """Their numbers, such as the default offset of a weight, are symbolic too."""
+    f = lambda x, w: tritonln.gated_rms_norm(tritonln.layer_norm(x, x.shape[-1], w), x, x.shape[-1], w, 1e-6)  # noqa: E731
+    counter = CompileCounter()
+    compiled = torch.compile(f, fullgraph=True, dynamic=True, backend=counter)
+    for N in (24, 8):
+        x, w, _ = leaves(5, N)
+        assert compiled(x, w).equal(f(x, w))
+    assert counter.frame_count == 1
+
+
 @pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_gives_the_bits_of_eager(backend: str) -> None:

@@ -81,7 +81,7 @@ def integer(value: Any) -> Any:
 
 def number(argument: str, value: Any) -> float:
     """float(value) of what torch takes for a number, such as numpy's and tensors without dimensions."""
-    if not hasattr(value, "__float__"):
+    if not isinstance(value, (float, int)) and not hasattr(value, "__float__"):
         raise TypeError(f"{argument} must be float, not {type(value).__name__}")
     return float(value)
 

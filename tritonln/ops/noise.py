@@ -21,7 +21,7 @@ def noise(seed: Tensor, M: int, N: int, p: float) -> Tensor:
     row = torch.arange(M, device=seed.device).unsqueeze(1)
     col = torch.arange((N + 3) // 4, device=seed.device)
     words = philox(seed, (col.expand(M, -1), row & WORD, row >> 32, torch.zeros_like(row)))
-    uniform = (torch.stack(words, 2).reshape(M, -1)[:, :N] >> 8).to(torch.float32) * 2.0**-24
+    uniform = (torch.stack(words, 2).flatten(1)[:, :N] >> 8).to(torch.float32) * 2.0**-24
     kept = uniform >= torch.tensor(p, dtype=torch.float32)
     return kept.to(torch.float64) * (1.0 / (1.0 - p) if p < 1.0 else 1.0)
 
