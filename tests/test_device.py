@@ -73,7 +73,7 @@ def test_only_what_triton_answered_is_kept(tried: types.SimpleNamespace, code: i
 
 
 def test_prefetched_tiles_fit_shared_memory() -> None:
-    """All of a tile, also what lies past the row: a row of 33 values takes as much as one of 64; a cluster shares it."""
+    """All of a tile, what lies past the row too, 64 values for a row of 33; the blocks of a cluster share it."""
     for device, x, N in itertools.product(TARGETS.values(), (2, 4, 8), [*range(1, 300), 1000, 1032, 3080, 5120, 8192]):
         c = rows_backward.backward(N, Work(x, 2 * x, 5), device)
         ahead = (c.num_stages - 1) * c.block_m * (c.block_n * c.pieces + c.rest) * 2 * x // c.num_ctas
