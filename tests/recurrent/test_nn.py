@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from tritonln import reference_recurrent
-from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM
+from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
 
 # The operators have tests of their own.
 pytestmark = pytest.mark.usefixtures("aten")
@@ -231,6 +231,18 @@ def test_states_of_packed_rows_without_layers(ours: Any, theirs: Any, lengths: l
     with pytest.raises((RuntimeError, IndexError)) as expected:
         theirs(4, 5)(input, hx)
     with pytest.raises(expected.type) as found:
+        ours(4, 5)(input, hx)
+    assert str(found.value) == str(expected.value)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "input"), [(LayerNormLSTM, nn.LSTM, X), (LayerNormLSTMCell, nn.LSTMCell, X[0])], ids=str
+)
+def test_an_lstm_has_two_states(ours: Any, theirs: Any, input: Tensor) -> None:
+    hx = (torch.randn(*(1,) * (input.dim() - 2), 3, 5),) * 3
+    with pytest.raises(RuntimeError) as expected:
+        theirs(4, 5)(input, hx)
+    with pytest.raises(RuntimeError) as found:
         ours(4, 5)(input, hx)
     assert str(found.value) == str(expected.value)
 

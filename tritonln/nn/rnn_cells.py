@@ -88,7 +88,7 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
         if isinstance(input, torch.fx.Proxy):
             return leaf(self, input, hx)
         states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * 2 if hx is None else tuple(hx)
-        if not fits(self, input, states):
+        if len(states) > 2 or not fits(self, input, states):
             return super().forward(input, hx)
         rows = input.shape[0] if input.dim() == 2 else 1
         h, c = (s.reshape(rows, self.hidden_size) for s in states)
