@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from triton import knobs
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.problems import expect, problem
 from tritonln.device import interpreting, kernels_on
 from tritonln.emulator import EmulatedGPU, EmulationError, emulated_gpu
@@ -255,7 +257,12 @@ def test_a_capture_does_not_tell_the_host_values(emulated: EmulatedGPU) -> None:
         torch.ones(1).item()
 
 
-@pytest.mark.parametrize("layer", [tritonln.nn.LayerNormLSTM, tritonln.nn.LayerNormGRU])
+def icefall_gru(*sizes: int, **options: Any) -> tritonln.nn.LayerNormGRU:
+    """Its steps also write where they read."""
+    return tritonln.nn.LayerNormGRU(*sizes, gate_norm="sum", norm_groups="gates", **options)
+
+
+@pytest.mark.parametrize("layer", [tritonln.nn.LayerNormLSTM, tritonln.nn.LayerNormGRU, *thorough(icefall_gru)])
 @pytest.mark.parametrize("lengths", [False, True])
 def test_step_graphs(layer, lengths: bool, emulated: EmulatedGPU, stepwise: None) -> None:  # type: ignore[no-untyped-def]
     """Captured by the second call and replayed from then on, a loop of steps gives the bits of one without a graph."""
