@@ -193,18 +193,20 @@ def test_early_reads_of_copies(text: str, what: str) -> None:
         shared(COPY + text)
 
 
-def test_copies() -> None:
+@pytest.mark.parametrize(("hint", "policy"), [("", ""), (".L2::cache_hint", ", %d3")], ids=["plain", "hinted"])
+def test_copies(hint: str, policy: str) -> None:
     """Two stages; the second with a size of 0 for half of the threads, which stands for zeros."""
     x, y = np.arange(128, dtype=U32), np.zeros(128, U32)
     launch(
-        OWN + """
+        OWN + f"""
+        createpolicy.fractional.L2::evict_last.b64 %d3, 1.0;
         mad.wide.u32 %d1, %t, 4, %a0;
         mad.wide.u32 %d2, %t, 4, %a1;
-        cp.async.ca.shared.global [%r1], [%d1], 4;
+        cp.async.ca.shared.global{hint} [%r1], [%d1], 4{policy};
         cp.async.commit_group;
         setp.lt.u32 %p0, %t, 16;
         selp.u32 %r5, 0, 4, %p0;
-        cp.async.ca.shared.global [%r1+256], [%d1+256], 4, %r5;
+        cp.async.ca.shared.global{hint} [%r1+256], [%d1+256], 4, %r5{policy};
         cp.async.commit_group;
         cp.async.wait_group 1;
         bar.sync 0;

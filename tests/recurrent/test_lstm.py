@@ -160,7 +160,8 @@ def test_gradients_only_of_what_requires_them(wanted: str, device: torch.device)
     results = flat(tritonln.layer_norm_lstm(**args))
     directions = [rand(*r.shape, dtype=F64, device=device, seed=9 + k).float() for k, r in enumerate(results)]
     (found,) = torch.autograd.grad(results, leaf, directions)
-    assert found.equal(everything[wanted])
+    # Of another kernel: on sm_100 and sm_120 one ulp lies between them.
+    torch.testing.assert_close(found, everything[wanted])
     assert all(t.grad is None for t in args.values())
 
 

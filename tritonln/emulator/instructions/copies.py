@@ -32,7 +32,7 @@ def _cp(c: Compiler, ins: Instruction) -> MaskedRun:
     only(ins, "async", "shared", "global", "cta", *CACHE)
     target, source = c.address(ins.operands[0], 32), c.address(ins.operands[1], 64)
     total = value_of(ins.operands[2])
-    sized = len(ins.operands) > 3 and "cache_hint" not in ins.op
+    sized = len(ins.operands) - ("cache_hint" in ins.op) > 3  # the last operand is the hint
     given = c.typed(ins.operands[3], "u", 32) if sized else None
     each = 8 if total == 16 else total
 
