@@ -146,6 +146,13 @@ def test_minimum_and_maximum(kind: str) -> None:
     assert low == [one, canonical, canonical, minus, minus, infinite, canonical]
 
 
+def test_maximum_of_three() -> None:
+    a, b, c = (np.array(v, F32) for v in ([1, 2, 3, -0.0, 1], [2, 3, 1, 0.0, np.nan], [3, 1, 2, -0.0, 2]))
+    assert apply("max.f32 D, A, B, C;", F32, a, b, c).tolist() == [3, 3, 3, 0, 2]
+    assert apply("min.f32 D, A, B, C;", F32, a, b, c).tolist() == [1, 1, 1, 0, 1]
+    assert np.isnan(apply("max.NaN.f32 D, A, B, C;", F32, a, b, c)).tolist() == [False] * 4 + [True]
+
+
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "eq": lambda a, b: a == b, "ne": lambda a, b: a < b or a > b, "lt": lambda a, b: a < b, "ge": lambda a, b: a >= b,
     "equ": lambda a, b: not a < b and not a > b, "neu": lambda a, b: a != b, "ltu": lambda a, b: not a >= b,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -186,8 +187,6 @@ def _min(c: Compiler, ins: Instruction) -> Run:
         only(ins)
         kind, width = kind_of(ins)
         return elementwise(c, ins, np.minimum if low else np.maximum, kind, width, 2)
-    if "xorsign" in ins.op or len(ins.operands) != 3:
-        raise NotImplementedError(str(ins))
     with_nan = "NaN" in ins.op
 
     def extreme(a: Array, b: Array) -> Array:
@@ -206,7 +205,8 @@ def _min(c: Compiler, ins: Instruction) -> Run:
             result = np.where(nan, np.array(canonical, U[width]).view(result.dtype), result)
         return result
 
-    return floating(c, ins, extreme, 2)
+    # From sm_100 on of three numbers too.
+    return floating(c, ins, lambda a, *more: functools.reduce(extreme, more, a), len(ins.operands) - 1)
 
 
 def divided(a: Array, b: Array) -> Array:
