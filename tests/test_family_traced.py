@@ -141,6 +141,19 @@ def test_exported_is_one_op(name: str) -> None:
         assert out.equal(ref)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's own
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@each
+def test_jit_trace(name: str, device: torch.device) -> None:
+    """Notes down ATen's operators, also where kernels run."""
+    given, others = (operands(name, (B, 3, 24), F32, device) for B in (2, 4))
+    f = lambda *tensors: call(name, dict(zip(given, tensors)), 24)  # noqa: E731
+    graph = torch.jit.trace(f, tuple(given.values()), check_trace=False)
+    assert "tritonln::" not in str(graph.graph)
+    for out, ref in zip(graph(*others.values()), f(*others.values()), strict=True):
+        torch.testing.assert_close(out, ref)
+
+
 def test_exported_with_unknown_sizes_of_batches_and_rows() -> None:
     """A scale of every row beside a shift of every batch: which operator serves them is told by symbolic sizes."""
     auto = torch.export.Dim.AUTO

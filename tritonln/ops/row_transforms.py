@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _get_tracing_state
 from torch._C._functorch import TransformType, get_interpreter_stack
 
 from tritonln.device import kernels_on
@@ -35,8 +36,11 @@ SHARED = COLUMNS, GROUPS  # what all rows have in common: its gradient is a sum 
 
 
 def serves() -> bool:
-    """Whether of the transforms at work there is none but vmap and reverse mode; compiled code fuses the formula."""
-    if torch.compiler.is_compiling() or torch.autograd.forward_ad._current_level >= 0:
+    """Whether of the transforms at work there is none but vmap and reverse mode.
+
+    Compiled code fuses the formula, and jit.trace, to which sizes are tensors, notes down nothing but ATen's operators.
+    """
+    if torch.compiler.is_compiling() or _get_tracing_state() or torch.autograd.forward_ad._current_level >= 0:
         return False
     return all(interpreter.key() in RULED for interpreter in get_interpreter_stack() or ())
 
