@@ -19,7 +19,7 @@ from tritonln.configurations.config import STEPS, Config
 from tritonln.configurations.lookup import config_for
 from tritonln.configurations.table import Entry, path_of, save, user_folder
 from tritonln.configurations.tunable import Tunable, registered
-from tritonln.device import TARGETS, Device
+from tritonln.device import TARGETS, Device, of_arch
 from tritonln.kernels import row
 from tritonln.ops.column_sums import SUMS
 from tritonln.ops.layer_norm import LAYER_NORM
@@ -61,7 +61,7 @@ def test_the_order_of_tables(gpu: Device, tmp_path: pathlib.Path, monkeypatch: p
     folder = user_folder()
     assert folder is not None
     for where, owner, config in (
-        (tmp_path / "shipped", TARGETS["sm_90"], architecture),
+        (tmp_path / "shipped", of_arch(gpu.backend, gpu.arch), architecture),
         (tmp_path / "shipped", mine, device),
         (folder, mine, user),
     ):
