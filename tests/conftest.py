@@ -57,7 +57,7 @@ def device() -> torch.device:
 @pytest.fixture
 def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Operators on rows take the path of tensors that no kernel serves."""
-    for module in ("rms_norm", "layer_norm", "row_autograd", "row_op"):
+    for module in ("rms_norm", "layer_norm", "row_autograd", "row_op", "contract"):
         monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
     monkeypatch.setattr("tritonln.ops.row_autograd._has_kernels", lambda device_type: False)
 

@@ -93,6 +93,32 @@ print(run(x, w, b), len(heard))
     assert hooked == "(3, 3) 3"
 
 
+def test_both_ways_hand_the_kernel_the_same_parameters() -> None:
+    """Of layer_norm's forward kernel, as they reach the driver: pointers and numbers of 64 bits, a stride of 32."""
+    code = """
+import ctypes, struct
+driver = ctypes.CDLL("libcuda.so.1")
+rows = torch.zeros(512, 512, dtype=torch.bfloat16)[:, :256]
+def parameters(x, w, b):
+    driver.stub_note(9 if x is rows else 8)
+    y = tritonln.layer_norm(x, 256, w, b, 1e-3)
+    found = list((ctypes.c_uint64 * 9).in_dll(driver, "stub_noted"))
+    stride = [found.pop(1) % 2**32] if x is rows else []
+    names = {t.data_ptr(): name for t, name in ((x, "x"), (w, "w"), (b, "b"), (y, "y"))}
+    return stride, [names.get(n, n) for n in found[:6]], struct.unpack("2d", struct.pack("2Q", *found[6:8]))
+with torch.no_grad():
+    for given in (x, rows):
+        first, second = parameters(given, w, b), parameters(given, w, b)
+        print(first == second, second)
+print(len(ordinary))
+"""
+    assert on_the_stub(code) == [
+        "True ([], ['x', 'w', 'b', 'y', 512, 512], (0.001, 0.0))",
+        "True ([512], ['x', 'w', 'b', 'y', 512, 512], (0.001, 0.0))",
+        "2",
+    ]
+
+
 def test_dtypes_and_missing_parameters_have_launches_of_their_own() -> None:
     code = """
 for dtype in (torch.float16, torch.float32, torch.float64):
@@ -133,17 +159,17 @@ def test_tensors_of_2_gb_take_triton_s_own_dispatch_on_amd(monkeypatch: pytest.M
         taken.append("ordinary")
 
     monkeypatch.setattr("tritonln.launch.active_driver", Driver)
-    monkeypatch.setattr("tritonln.launch._direct", lambda compiled: (lambda *args: taken.append("direct"), None, None))
+    monkeypatch.setattr("tritonln.launch._direct", lambda *args: lambda *args: taken.append("direct"))
     monkeypatch.setattr(Launch, "ordinary", ordinary)
     small, large = (torch.empty(n, dtype=torch.int8, device="meta") for n in (2**31 - 1, 2**31))
     for target, expected in (("gfx942", "direct ordinary ordinary direct"), ("sm_90", "direct direct direct direct")):
         launch = Launch(None, (), TARGETS[target], num_warps=4)
-        launch(1, ((small,), ()), None)
+        launch(1, (small, None), None)
         taken.clear()
-        launch(1, ((small,), ()), None)
-        launch(1, ((large[:1],), ()), None)  # the whole storage counts, as for Triton
-        launch.repeated(1, ((large,), ()), None)()
-        launch.repeated(1, ((small,), ()), None)()
+        launch(1, (small, None), None)
+        launch(1, (large[:1], None), None)  # the whole storage counts, as for Triton
+        launch.repeated(1, (large, None), None)()
+        launch.repeated(1, (small, None), None)()
         assert " ".join(taken) == expected
 
 

@@ -114,7 +114,7 @@ def test_accesses_outside_the_arguments_raise() -> None:
     partial, out = torch.zeros(2, 64), torch.zeros(64)
     # Told that there are three partial sums where there are two.
     with counted(), pytest.raises(Exception, match="outside every argument"):
-        Launch(column_sum, (64, 4, 64), TARGETS["sm_90"], 4)(1, ((partial,), ()), ((out,), ()), 3)
+        Launch(column_sum, (64, 4, 64), TARGETS["sm_90"], 4)(1, (partial, None), (out, None), 3)
 
 
 def test_any_library_is_counted() -> None:

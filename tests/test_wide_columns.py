@@ -50,7 +50,7 @@ def test_launches(name: str) -> None:
     x, w = torch.empty(5, 12_288, dtype=BF16, device="meta"), torch.empty(12_288, device="meta")
     stats = torch.empty(5, 2, device="meta")
     with recorded() as calls:
-        plan.launch(1, ((x,), (), ()), ((x,),), ((w,), ()), stats, ((),), ((w,), (w,)), 5, 5, 0.0)
+        plan.launch(1, (x, None, None), (x,), (w, None), stats, (None,), (w, w), 5, 5, 0.0)
     (call,) = calls
     assert call.launch.name == "layer_norm_wide_sums_bwd"
     assert call.args[6] is None

@@ -17,14 +17,16 @@ from tritonln.device import Device, active_device, interpreting, kernels_on, run
 FP_FUSION = True
 
 
-Strides = tuple[tuple[int, int, bool, bool, bool], ...]
+Strides = tuple[tuple[int, bool, bool, bool], ...]
+Form = tuple[Any, ...]  # bools, and tuples of them
+Direct = Callable[[int, int, Sequence[Any]], None]  # called with programs, stream, and the compiled kernel's parameters
 
 
 class Launch:
     """A kernel bound to its constants (the trailing constexpr parameters) and compile options.
 
-    It is called with the number of programs and the kernel's other arguments: tensors, numbers, None, and
-    tuples of them, as kernels/operands.py has them.
+    It is called with the number of programs and the kernel's other arguments: tensors, numbers, None, and tuples of
+    operands, each a tensor, (tensor, *strides), or None where it is absent.
 
     One object serves arguments of one kind only: the same dtypes, the same ones absent, one device.
     The first launch on aligned tensors goes through Triton's own dispatch and keeps the compiled kernel, as
@@ -33,7 +35,7 @@ class Launch:
     of 2 GB and more: Triton compiles those that are smaller with 32-bit offsets there.
     """
 
-    __slots__ = ("constants", "device", "direct", "kernel", "name", "of", "options")
+    __slots__ = ("addressable", "constants", "device", "direct", "kernel", "name", "of", "options")
 
     def __init__(
         self,
@@ -51,13 +53,14 @@ class Launch:
         self.name = name or getattr(kernel, "__name__", "")  # that profiles show
         self.of = of  # the Tunable that it belongs to, which knows its operands by name
         self.options: dict[str, Any] = {"num_warps": num_warps, "num_ctas": num_ctas, "enable_fp_fusion": FP_FUSION}
-        self.direct: dict[Strides, tuple[Any, Any, Any]] = {}  # launcher, function, metadata
+        self.direct: dict[Strides, Direct] = {}
+        self.addressable = 2**31 if device.backend == "hip" else None  # bytes of a tensor that the kept kernel reaches
 
     def __call__(self, programs: int, *arguments: Any) -> None:
         """Launches on the stream of the tensors' device."""
         calls = _recording.get()
         if calls is not None:
-            calls.append(Recorded(self, programs, arguments))
+            calls.append(Recorded(self, programs, in_tuples(arguments)))
             return
         driver = active_driver()
         if driver is None:
@@ -68,17 +71,18 @@ class Launch:
             with torch.get_device_module(self.device.type).device(self.device.index):
                 self(programs, *arguments)
             return
-        addresses, strides = addressed(arguments)
-        if strides is not None and not self.reaches(arguments):
+        parameters, strides = addressed(arguments)
+        if self.addressable is not None and not self.reaches(arguments):
             strides = None
-        if strides in self.direct and not hooked():
-            run, function, metadata = self.direct[strides]
-            stream = driver.get_current_stream(current)
-            run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *self.constants)
+        direct = None if strides is None or hooked() else self.direct.get(strides)
+        if direct is not None:
+            direct(programs, driver.get_current_stream(current), parameters)
             return
-        direct = _direct(self.ordinary(programs, arguments))
-        if strides is not None and direct is not None:
-            self.direct[strides] = direct
+        compiled = self.ordinary(programs, arguments)
+        if strides is not None:
+            direct = _direct(compiled, len(parameters), form_of(in_tuples(arguments)), self.constants)
+            if direct is not None:
+                self.direct[strides] = direct
 
     def repeated(self, programs: int, *arguments: Any) -> Callable[..., None]:
         """This launch for a loop that changes nothing but trailing scalars: they are what the result is called with."""
@@ -87,7 +91,7 @@ class Launch:
         driver = active_driver()
         current = driver.get_current_device() if driver is not None else None
         elsewhere = self.device.index is not None and self.device.index != current
-        addresses, strides = addressed(arguments)
+        parameters, strides = addressed(arguments)
         if driver is None or elsewhere or strides is None or not self.reaches(arguments):
             return functools.partial(self, programs, *arguments)
         stream = driver.get_current_stream(current)
@@ -96,26 +100,25 @@ class Launch:
             if strides not in self.direct or hooked():
                 self(programs, *arguments, *scalars)
                 return
-            run, function, metadata = self.direct[strides]
-            run(programs, 1, 1, stream, function, metadata, None, None, None, *addresses, *scalars, *self.constants)
+            self.direct[strides](programs, stream, (*parameters, *scalars))
 
         return launch
 
     def reaches(self, arguments: Sequence[Any]) -> bool:
         """Whether the kernel that is kept can address all tensors."""
-        return self.device.backend != "hip" or all(
-            tensor is None or tensor.untyped_storage().nbytes() < 2**31 for tensor in tensors_in(arguments)
+        return self.addressable is None or all(
+            tensor is None or tensor.untyped_storage().nbytes() < self.addressable for tensor in tensors_in(arguments)
         )
 
     def ordinary(self, programs: int, arguments: Sequence[Any]) -> Any:
-        return self.kernel[(programs,)](*arguments, *self.constants, **self.options)
+        return self.kernel[(programs,)](*in_tuples(arguments), *self.constants, **self.options)
 
 
 def addressed(arguments: Sequence[Any]) -> tuple[list[Any], Strides | None]:
-    """Arguments with addresses for tensors, and what Triton specializes a kernel for: of each operand that has strides
-    where it stands, and whether each of them is 1, a multiple of 16, or wider than 32 bits.
+    """Arguments as the compiled kernel takes them: addresses for tensors, nothing for what is absent, no tuples.
 
-    None in place of the strides: a tensor is not aligned to 16 bytes.
+    With them what Triton specializes a kernel for: of each stride where it stands, and whether it is 1, a multiple of
+    16, or wider than 32 bits; None in place of the strides: a tensor is not aligned to 16 bytes.
     """
     found: list[Any] = []
     strides: Strides = ()
@@ -123,29 +126,47 @@ def addressed(arguments: Sequence[Any]) -> tuple[list[Any], Strides | None]:
     for argument in arguments:
         kind = type(argument)
         if kind is tuple:
-            inner: list[Any] = []
             for operand in argument:
-                if operand:
+                if type(operand) is tuple:
                     address = operand[0].data_ptr()
                     bits |= address
-                    if len(operand) == 1:
-                        inner.append((address,))
-                    else:
-                        for stride in operand[1:]:
-                            strides += ((len(found), len(inner), stride == 1, stride % 16 == 0, stride >= 2**31),)
-                        inner.append((address, *operand[1:]))
-                else:
-                    inner.append(operand)
-            found.append(tuple(inner))
-        elif argument is None:
-            found.append(0)
+                    found.append(address)
+                    for stride in operand[1:]:
+                        strides += ((len(found), stride == 1, stride % 16 == 0, stride >= 2**31),)
+                        found.append(stride)
+                elif operand is not None:
+                    address = operand.data_ptr()
+                    bits |= address
+                    found.append(address)
         elif kind is int or kind is float:
             found.append(argument)
-        else:
+        elif argument is not None:
             address = argument.data_ptr()
             bits |= address
             found.append(address)
     return found, None if bits & 15 else strides
+
+
+def in_tuples(arguments: Sequence[Any]) -> tuple[Any, ...]:
+    """Arguments with operands as kernels/operands.py has them."""
+    return tuple(
+        tuple(operand if isinstance(operand, tuple) else () if operand is None else (operand,) for operand in argument)
+        if isinstance(argument, tuple)
+        else argument
+        for argument in arguments
+    )
+
+
+def form_of(arguments: Sequence[Any]) -> Form:
+    """Where `in_tuples` has a parameter of the compiled kernel."""
+    return tuple(form_of(a) if isinstance(a, tuple) else a is not None for a in arguments)
+
+
+def in_form(form: Form, parameters: Iterator[Any]) -> tuple[Any, ...]:
+    """Parameters as `in_tuples` has them, with None where there is none."""
+    return tuple(
+        [in_form(part, parameters) if type(part) is tuple else next(parameters) if part else None for part in form]
+    )
 
 
 def tensors_in(arguments: Sequence[Any]) -> Iterator[Any]:
@@ -180,22 +201,64 @@ def launch_hooks() -> tuple[Any, Any]:
     return knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook
 
 
-def hooked() -> bool:
+def hooked() -> Any:
     """Whether a profiler wants to hear of launches: then Triton's own dispatch tells it."""
     enter, leave = launch_hooks()
-    return bool(enter.calls or leave.calls)
+    return enter.calls or leave.calls
 
 
-def _direct(compiled: Any) -> tuple[Any, Any, Any] | None:
-    """The parts of a CompiledKernel that a launch needs; None on a Triton whose objects are not those known."""
+def _direct(compiled: Any, parameters: int, form: Form, constants: tuple[Any, ...]) -> Direct | None:
+    """The launch of a CompiledKernel without Triton's dispatch, of so many parameters, which are arguments of a form;
+    None on a Triton whose objects are not those known.
+    """
     import triton
 
     try:
         known = triton.__version__.startswith("3.") and compiled.metadata.target.backend in ("cuda", "hip")
         hooked()
-        return (compiled.run, compiled.function, compiled.packed_metadata) if known else None
+        run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
     except AttributeError:
         return None
+    if not known:
+        return None
+    if triton.__version__.startswith(("3.7.", "3.9.")) and _straight(run, parameters):
+        return _in_c(run, function, metadata)
+
+    def launch(programs: int, stream: int, parameters: Sequence[Any]) -> None:
+        arguments = in_form(form, iter(parameters))
+        run(programs, 1, 1, stream, function, metadata, None, None, None, *arguments, *constants)
+
+    return launch
+
+
+def _straight(run: Any, parameters: int) -> bool:
+    """Whether a launcher of Triton's does nothing but call its C function, which takes so many parameters."""
+    return (
+        type(run).__name__ == "CudaLauncher"
+        and len(run.kernel_signature) == parameters
+        and not (run.global_scratch_size or run.profile_scratch_size or getattr(run, "gsan_enabled", False))
+    )
+
+
+def _in_c(run: Any, function: Any, metadata: Any) -> Direct:
+    """That call, whose arguments need not be in tuples."""
+    from triton.backends.nvidia.driver import annotate_arguments
+
+    start, cooperative, dependent, signature = (
+        run.launch,
+        run.launch_cooperative_grid,
+        run.launch_pdl,
+        run.kernel_signature,
+    )
+    annotations = annotate_arguments(["i32"] * len(signature))  # each of them is a parameter
+
+    def launch(programs: int, stream: int, parameters: Sequence[Any]) -> None:
+        start(
+            *(programs, 1, 1, stream, function, cooperative, dependent, metadata, None, None, None, None, None),
+            *(annotations, signature, parameters),
+        )
+
+    return launch
 
 
 class Plan(NamedTuple):

@@ -11,6 +11,11 @@ static unsigned long long launches, next_handle = 0x1000;
 
 unsigned long long stub_launches(void) { return launches; }
 
+/* The first parameters of the last launch, of as many as one asks for; each of 64 bits. */
+unsigned long long stub_noted[16];
+static unsigned asked;
+void stub_note(unsigned count) { asked = count; }
+
 result cuInit(unsigned flags) { return 0; }
 result cuDriverGetVersion(int *version) { *version = 13000; return 0; }
 result cuGetErrorString(result error, const char **text) { *text = "stub"; return 0; }
@@ -55,6 +60,10 @@ result cuPointerGetAttribute(void *out, int attribute, unsigned long long pointe
 }
 result cuPointerGetAttributes(unsigned count, int *attributes, void **data, unsigned long long pointer) { return 0; }
 result cuOccupancyMaxActiveClusters(int *count, void *function, const void *config) { *count = 1; return 0; }
-result cuLaunchKernelEx(const void *config, void *function, void **parameters, void **extra) { ++launches; return 0; }
+result cuLaunchKernelEx(const void *config, void *function, void **parameters, void **extra) {
+  for (unsigned i = 0; i < asked; ++i) stub_noted[i] = *(unsigned long long *)parameters[i];
+  ++launches;
+  return 0;
+}
 result cuTensorMapEncodeTiled(void) { return 0; }
 result cuTensorMapEncodeIm2col(void) { return 0; }

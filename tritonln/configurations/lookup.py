@@ -49,6 +49,24 @@ def planned(plan: Callable[P, R]) -> Callable[P, R]:
     return remembered  # type: ignore[return-value]
 
 
+class Known(dict[Any, R]):
+    """What is remembered by key until a new policy asks again; all of it is forgotten where it has become too much."""
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        super().__init__()
+        _plans.append(self)
+
+    def remember(self, key: Any, value: R) -> None:
+        if len(self) >= self.MOST:
+            self.clear()
+        self[key] = value
+
+    def cache_clear(self) -> None:
+        self.clear()
+
+
 _searcher: Callable[[Tunable, Key, Device], Entry] | None = None
 
 

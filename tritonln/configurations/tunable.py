@@ -76,19 +76,19 @@ class Tunable:
     def arguments(
         self, key: Key, plan: Plan, M: int, make: Callable[[str, tuple[int, ...], torch.dtype], Tensor]
     ) -> tuple[Any, ...]:
-        """What a launch on M rows takes, each tensor made by `make`."""
+        """What a Launch on M rows takes, each tensor made by `make`."""
         P = self.programs(plan, M, key.N)
         tensors = {
             name: bytes_of(make(name, self.shape(name, M, key.N, P), dtype)) for name, dtype in key.operands.items()
         }
         placed = (
-            tensors.get(part) if isinstance(part, str) else tuple((tensors[n],) if n in tensors else () for n in part)
+            tensors.get(part) if isinstance(part, str) else tuple(tensors.get(n) for n in part)
             for part in self.layout or self.operands
         )
         return *placed, *self.scalars(M)
 
     def named(self, arguments: Sequence[Any]) -> dict[str, Tensor]:
-        """The tensors of a launch by the names of their operands."""
+        """The tensors of a recorded launch by the names of their operands."""
         found: dict[str, Tensor] = {}
         for part, argument in zip(self.layout or self.operands, arguments):
             if isinstance(part, str):

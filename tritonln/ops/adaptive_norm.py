@@ -11,7 +11,7 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_op
 from tritonln.ops.companions import check_companion, check_dtype, check_shape, modulations
-from tritonln.ops.contract import check, output_dtype
+from tritonln.ops.contract import check, described, output_dtype
 from tritonln.ops.operands import BATCHES, COLUMNS, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.row_plans import Parts
@@ -212,9 +212,14 @@ def _call(
     eps: float | None,
 ) -> tuple[Tensor, Tensor]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-    N, number = check(function, x, shape, parameters, eps)
     weight, bias = (*parameters, None)[:2]
     residual, gate, x_dtype = added or (None, None, None)
+    entering = (x,) if added is None else (x, residual, gate)
+    asked = *entering, weight, bias, scale, shift
+    key = described(name, asked, shape, eps, x_dtype)
+    if (forward := row_autograd.known(key)) is not None:
+        return row_autograd.again(forward, asked)  # type: ignore[return-value]
+    N, number = check(function, x, shape, parameters, eps)
     if added is not None:
         check_companion(name, "residual", residual, x)
         assert residual is not None
@@ -226,4 +231,6 @@ def _call(
     operator = (LAYER_NORMS if function is F.layer_norm else RMS_NORMS)[by_row][added is not None]
     entering = (x,) if added is None else (x, residual, gate)
     s = Settings(N, number, output_dtype(x.dtype, x.device.type), x_dtype)
-    return row_autograd.call(operator, (*entering, weight, bias, scale, shift), s)  # type: ignore[return-value]
+    tensors = *entering, weight, bias, scale, shift
+    key = key if all(a is b for a, b in zip(tensors, asked)) else None
+    return row_autograd.call(operator, tensors, s, key)  # type: ignore[return-value]

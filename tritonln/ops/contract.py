@@ -15,10 +15,14 @@ from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+from torch.overrides import has_torch_function_variadic
+
+from tritonln.device import kernels_on
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
 NAMES = ("weight", "bias")
+PLAIN = (Tensor, Parameter)
 
 
 Parameters = tuple[Tensor | None, ...]
@@ -158,6 +162,39 @@ def traced(*tensors: Tensor | None) -> bool:
     return False
 
 
+def described(function: Any, tensors: Sequence[Any], shape: Sequence[int], *numbers: Any) -> tuple[Any, ...] | None:
+    """All that the results of a call depend on beside what is stored: two calls of one description are checked and
+    computed alike.  The tensors are in the order of the operands, and `shape` is normalized_shape.
+
+    None where a call may depend on more: torch looks on, no kernel serves the first tensor, or one is not contiguous
+    or is more than its storage.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or has_torch_function_variadic(*tensors)
+        or _len_torch_dispatch_stack()
+        or transformed()
+    ):
+        return None
+    found: list[Any] = []
+    try:
+        for t in tensors:
+            if t is None:
+                found.append(None)
+            elif type(t) in PLAIN and t.is_contiguous() and not t.is_neg() and not t._is_zerotensor():
+                found += t.dtype, t.device, t.shape
+            else:
+                return None
+        device = None if tensors[0] is None else kernels_on(tensors[0].device)
+        row = torch.Size(shape)  # which takes no float, though one may equal a size
+    except (RuntimeError, TypeError):  # a nested tensor, another device, or no shape
+        return None
+    if device is None:
+        return None
+    autocast = device.type != "cpu" and torch.is_autocast_enabled(device.type)
+    return function, device, autocast, needs_grad(*tensors), row, *numbers, *found
+
+
 def transformed() -> bool:
     """Whether forward mode, a torch.func transform (vmap, grad, ...) or jit.trace looks into a call."""
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0 or _get_tracing_state() is not None
@@ -165,7 +202,11 @@ def transformed() -> bool:
 
 def batched(*gradients: Tensor | None) -> bool:
     """Whether they are many at once, as is_grads_batched=True makes them, which compiled code never sees."""
-    return not torch.compiler.is_compiling() and any(g is not None and is_legacy_batchedtensor(g) for g in gradients)
+    if not torch.compiler.is_compiling():
+        for g in gradients:
+            if g is not None and is_legacy_batchedtensor(g):
+                return True
+    return False
 
 
 def beyond_numbers(*gradients: Tensor | None) -> bool:

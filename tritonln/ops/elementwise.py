@@ -7,16 +7,14 @@ import functools
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from tritonln.configurations import elementwise as rules
 from tritonln.configurations.config import Config
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
-from tritonln.ops.operands import Dtypes, Tensors
-from tritonln.ops.row_formula import no_statistics
-from tritonln.ops.rows import RowOperator, Settings
+from tritonln.ops.operands import Dtypes
+from tritonln.ops.rows import RowOperator
 
 
 class Chunked(NamedTuple):
@@ -91,9 +89,3 @@ class Elementwise(RowOperator):
         constants = key.N, *tile, enter_bwd, kinds, absent, self.batched, self.grouped, of.name
         launch = Launch(_kernels()[1], constants, device, c.num_warps, of=of, name=of.name)
         return Plan(Chunked(launch, chunks), c.block_m, max(1, c.programs * device.multiprocessors // chunks))
-
-    def forward(
-        self, tensors: Tensors, s: Settings, save: bool, device: Device
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        y, _, _ = super().forward(tensors, s, False, device)
-        return y, None, no_statistics(y, s) if save else None

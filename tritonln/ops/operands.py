@@ -34,25 +34,23 @@ class Operand(NamedTuple):
         return {NOISE: "1", GROUPS: BATCHES}.get(self.kind, self.kind)
 
 
-def placed(tensors: Sequence[Tensor | None], kinds: Sequence[str], N: int) -> tuple[Any, ...]:
-    """As the kernels take them.  Rows whose values are not adjacent are copied."""
-    found: list[Any] = []
-    for t, kind in zip(tensors, kinds):
-        if t is None:
-            found.append(())
-        elif t.is_contiguous():
-            found.append((t,))
-        elif kind in (ROWS, BATCHES, GROUPS):
-            rows, stride = contiguous_rows(t, N)
-            found.append((rows,) if stride is None else (rows, stride))
-        else:
-            found.append((t.contiguous(),))
-    return tuple(found)
+def placed(tensors: Tensors, kinds: Sequence[str], N: int) -> tuple[Any, ...]:
+    """As a Launch takes them.  Rows whose values are not adjacent are copied."""
+    return tensors if contiguous(tensors) else tuple([_placed(t, kind, N) for t, kind in zip(tensors, kinds)])
 
 
-def written(tensors: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    """Contiguous tensors as the kernels take them."""
-    return tuple([() if t is None else (t,) for t in tensors])
+def contiguous(tensors: Tensors) -> bool:
+    """Whether all of them are that are there."""
+    return not [t for t in tensors if t is not None and not t.is_contiguous()]
+
+
+def _placed(t: Tensor | None, kind: str, N: int) -> Any:
+    if t is None or t.is_contiguous():
+        return t
+    if kind not in (ROWS, BATCHES, GROUPS):
+        return t.contiguous()
+    rows, stride = contiguous_rows(t, N)
+    return rows if stride is None else (rows, stride)
 
 
 def dtypes_of(tensors: Sequence[Tensor | None]) -> Dtypes:

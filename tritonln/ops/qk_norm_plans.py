@@ -17,7 +17,7 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import SUMS, column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of, empty_like
-from tritonln.ops.operands import Dtypes, written
+from tritonln.ops.operands import Dtypes
 
 
 class Tensors(NamedTuple):
@@ -210,34 +210,32 @@ def _dtypes(t: Tensors) -> tuple[torch.dtype, Parameters, Dtypes]:
     return q.dtype, (weights, biases), (dtype_of(cos), dtype_of(sin))
 
 
-def _placed(t: Tensor | None, tokens: int) -> tuple[Any, ...]:
-    """(tokens, H, N) as the kernels take it, a copy only where the tokens or the values of a row have no one stride."""
-    if t is None:
-        return ()
-    if t.is_contiguous():
-        return (t,)
+def _placed(t: Tensor | None, tokens: int) -> Any:
+    """(tokens, H, N) as a Launch takes it, a copy only where the tokens or the values of a row have no one stride."""
+    if t is None or t.is_contiguous():
+        return t
     rows = t.reshape(tokens, *t.shape[-2:])
     if rows.shape[-1] > 1 and rows.stride(-1) != 1:
         rows = rows.contiguous()
-    return (rows,) if rows.is_contiguous() else (rows, rows.stride(0), rows.stride(1))
+    return rows if rows.is_contiguous() else (rows, rows.stride(0), rows.stride(1))
 
 
 def _rotary(t: Tensors) -> tuple[tuple[Any, ...], int]:
-    """cos and sin as the kernels take them, and their rows: one for each token, or for each of the last dimension."""
+    """cos and sin as a Launch takes them, and their rows: one for each token, or for each of the last dimension."""
     if t.cos is None or t.sin is None:
-        return ((), ()), 1
+        return (None, None), 1
     lead, outer = t.q.shape[:-2], t.cos.shape[:-1]
     shared = math.prod(outer) == (outer[-1] if outer else 1)
     if not shared or (outer and outer[-1] != lead[-1]):
         whole = t.cos.expand(*lead, -1), t.sin.expand(*lead, -1)
-        return written([side.contiguous() for side in whole]), t.tokens
-    return written([t.cos.contiguous(), t.sin.contiguous()]), math.prod(outer)
+        return tuple([side.contiguous() for side in whole]), t.tokens
+    return (t.cos.contiguous(), t.sin.contiguous()), math.prod(outer)
 
 
 def forward(t: Tensors, norm: Norm, device: Device) -> tuple[Tensor, Tensor]:
     """Of tensors with values."""
     q, k = empty_like(t.q, t.q.dtype), empty_like(t.k, t.k.dtype)
-    _launch_forward(t, norm, written((q, k)), device)
+    _launch_forward(t, norm, (q, k), device)
     return q, k
 
 
@@ -246,7 +244,8 @@ def forward_in_place(t: Tensors, norm: Norm, device: Device) -> bool:
     another too, or tokens have no one stride.
     """
     places = [_placed(x, t.tokens) for x in (t.q, t.k)]
-    for x, (first, *strides) in zip(t, places):
+    for x, place in zip(t, places):
+        first, *strides = place if isinstance(place, tuple) else (place,)
         H, N = x.shape[-2:]  # type: ignore[union-attr]
         token, head = strides or (H * N, N)
         apart = (H == 1 or head >= N) and (t.tokens == 1 or token >= (H - 1) * head + N)
@@ -270,8 +269,8 @@ def _launch_forward(t: Tensors, norm: Norm, results: tuple[Any, ...], device: De
 
 
 def _parameters(t: Tensors) -> tuple[Any, Any]:
-    """Weights and biases as the kernels take them."""
-    return written(list(map(contiguous, t[2:4]))), written(list(map(contiguous, t[4:6])))
+    """Weights and biases as a Launch takes them."""
+    return tuple(map(contiguous, t[2:4])), tuple(map(contiguous, t[4:6]))
 
 
 def backward(
@@ -308,12 +307,12 @@ def _launch_backward(
         tuple([_placed(dy, tokens) for dy in read]),
         _parameters(t)[0],
         rotary,
-        written(gradients[:2]),
-        written(partials[:2]),
-        written(partials[2:]),
+        tuple(gradients[:2]),
+        tuple(partials[:2]),
+        tuple(partials[2:]),
         tokens,
         T,
         norm.eps,
     )
     if sums is not None:
-        sums.launch(sums.count(N), written(partials), written(gradients[2:]), P)
+        sums.launch(sums.count(N), tuple(partials), tuple(gradients[2:]), P)

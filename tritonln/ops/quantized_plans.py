@@ -16,7 +16,7 @@ from tritonln.device import Device, interpreting
 from tritonln.dtypes import bytes_of
 from tritonln.launch import Launch, Plan
 from tritonln.ops.contract import arithmetic, contiguous
-from tritonln.ops.operands import ROWS, Operand, dtypes_of, placed, written
+from tritonln.ops.operands import ROWS, Operand, dtypes_of, placed
 from tritonln.ops.rows import RowOperator
 
 BLOCK = 32  # columns that share a scale, kernels/quantized.py's
@@ -132,7 +132,7 @@ class QuantizedNorm:
             plan.launch(
                 plan.count(M),
                 placed((x, a.residual), (ROWS,) * 2, a.N),
-                written([contiguous(p) for p in a.parameters]),
+                tuple([contiguous(p) for p in a.parameters]),
                 a.given,
                 bytes_of(found.q),
                 found.x,

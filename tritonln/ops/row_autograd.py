@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from tritonln.configurations.lookup import Known
 from tritonln.device import Device, kernels_on, runs_triton
 from tritonln.ops import row_formula
 from tritonln.ops.contract import beyond_numbers, needs_grad, traced, transformed
-from tritonln.ops.operands import Tensors, dtypes_of
+from tritonln.ops.operands import Tensors
 from tritonln.ops.row_op import (
     Result,
     backward_by_op,
@@ -22,12 +23,12 @@ from tritonln.ops.row_op import (
     kept_of,
     no_gradient,
 )
-from tritonln.ops.rows import BackwardCall, RowOperator, Settings
+from tritonln.ops.rows import BackwardCall, Forward, RowOperator, Settings
 from tritonln.ops.subclasses import foreign, knows_only_aten
 
 
-def call(operator: RowOperator, tensors: Tensors, s: Settings) -> Result:
-    """By kernels where there are some for the tensors, else by the formula."""
+def call(operator: RowOperator, tensors: Tensors, s: Settings, key: Any = None) -> Result:
+    """By kernels where there are some for the tensors, else by the formula.  `key` is as `directly` has it."""
     first = tensors[0]
     assert first is not None
     if transformed():
@@ -37,7 +38,7 @@ def call(operator: RowOperator, tensors: Tensors, s: Settings) -> Result:
         return row_formula.forward(operator, tensors, s)
     if symbolic:
         return by_op(operator, tensors, s)
-    return directly(operator, tensors, s, kernels_on(first.device))
+    return directly(operator, tensors, s, kernels_on(first.device), key)
 
 
 def looked_into(operator: RowOperator, tensors: Tensors, s: Settings) -> Result:
@@ -92,44 +93,81 @@ def _exporting() -> bool:
 _has_kernels._dynamo_marked_constant = _exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def directly(operator: RowOperator, tensors: Tensors, s: Settings, device: Device | None) -> Result:
-    """Of plain tensors that nobody traces."""
-    if needs_grad(*tensors):
-        found = _apply(operator, s, device, *tensors)
-        return found if operator.returns_x else (found, None)
-    return forward_of(operator, tensors, s, False, device)[:2]
+KNOWN: Known[Forward] = Known()  # by what contract.described says of a call
+
+
+def known(key: Any) -> Forward | None:
+    """What an earlier call of this description was prepared to."""
+    try:
+        return None if key is None else KNOWN.get(key)
+    except TypeError:  # a number is not hashable, such as an array of numpy's
+        return None
+
+
+def directly(operator: RowOperator, tensors: Tensors, s: Settings, device: Device | None, key: Any = None) -> Result:
+    """Of plain tensors that nobody traces.  A key is the description of tensors that were given as they are here: the
+    next call of that description is `known`.
+    """
+    forward = operator.prepared(tensors, s, needs_grad(*tensors), device)
+    if key is not None and all(isinstance(part, Hashable) and not isinstance(part, Tensor) for part in key):
+        KNOWN.remember(key, forward)
+    if device is None and not forward.save:
+        return forward_of(operator, tensors, s, False, None)[:2]
+    return again(forward, tensors)
+
+
+def again(forward: Forward, tensors: Tensors) -> Result:
+    """A call that is prepared."""
+    if not forward.save:
+        return forward.on(tensors)[:2]
+    found = _apply(forward, *tensors)
+    return found if forward.operator.returns_x else (found, None)
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, operator: RowOperator, s: Settings, device: Device | None, *tensors: Tensor | None) -> Any:
-        y, x, stats = forward_of(operator, tensors, s, True, device)
-        ctx.save_for_backward(*kept_of(operator, tensors), x, stats)
-        ctx.operator, ctx.s, ctx.device, ctx.dtypes = operator, s, device, dtypes_of(tensors)
+    def forward(ctx: Any, forward: Forward, *tensors: Tensor | None) -> Any:
+        if forward.device is None:
+            y, x, stats = forward_of(forward.operator, tensors, forward.s, True, None)
+            if x is None and y._is_view():  # nothing could be written into it: torch refuses that of a Function's views
+                y = torch.ops.aten._unsafe_view(y, y.shape)
+        else:
+            y, x, stats = forward.on(tensors)
+        ctx.save_for_backward(*kept_of(forward.operator, tensors), x, stats)
+        ctx.forward = forward
         if x is None:
-            # Where y is a view of rows, nothing could be written into it: torch refuses that of a Function's views.
-            return torch.ops.aten._unsafe_view(y, y.shape) if y._is_view() else y
+            return y
         ctx.set_materialize_grads(False)
         return y, x
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dx: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        operator, s = ctx.operator, ctx.s
-        *tensors, x, stats = ctx.saved_tensors
-        needs = ctx.needs_input_grad[3:]
+        forward, saved = ctx.forward, ctx.saved_tensors
+        operator, s = forward.operator, forward.s
         if dy is None:
             if dx is None:
-                return (None,) * (3 + len(tensors))
+                return (None,) * (len(saved) - 1)
             dy = no_gradient(dx, s)
-        call = BackwardCall(dy, dx, x, tuple(tensors), ctx.dtypes, stats, s, needs)
+        call = BackwardCall(dy, dx, saved[-2], saved[:-2], forward.dtypes, saved[-1], s, ctx.needs_input_grad[1:])
         found: Sequence[Tensor | None]
         if beyond_numbers(dy, dx):
             found = formula_backward(operator, call)
         elif traced(dy, dx):
             found = backward_by_op(operator, call)
         else:
-            found = backward_of(operator, call, ctx.device)
-        return None, None, None, *found
+            found = _gradients(forward, call)
+        return None, *found
+
+
+def _gradients(forward: Forward, call: BackwardCall) -> Sequence[Tensor | None]:
+    if forward.launch is None:
+        return backward_of(forward.operator, call, forward.device)
+    asked = call.needs, call.dx is None
+    backward = forward.backwards.get(asked)
+    if backward is None:
+        assert forward.device is not None
+        backward = forward.backwards[asked] = forward.operator.prepared_backward(call, forward.device)
+    return backward.of(call)
 
 
 # Function.apply is this and a search for functorch, which the operators have made already.

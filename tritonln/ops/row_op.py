@@ -71,7 +71,7 @@ def formula_backward(
 
 
 def kept_of(operator: RowOperator, tensors: Tensors) -> Tensors:
-    return tuple([t if kept else None for t, kept in zip(tensors, operator.kept)])
+    return tensors if all(operator.kept) else tuple([t if kept else None for t, kept in zip(tensors, operator.kept)])
 
 
 def no_gradient(dx: Tensor, s: Settings) -> Tensor:

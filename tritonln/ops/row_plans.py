@@ -52,8 +52,12 @@ class Parts(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """The launches of a backward pass."""
+    """What a backward pass writes, and its launches."""
 
+    dtypes: Dtypes  # of the gradients that kernels write
+    twin: int | None  # the operand whose gradient is another one too, if there is one
+    source: int | None  # the operand whose gradient that is; None: it is y's
+    writes: bool  # whether kernels write any
     # The gradient kernel where several programs share a batch, where one has it alone, and where one has all rows:
     # sums of one program are the gradients of batches, or of all operands, in their dtypes.
     kernels: tuple[Plan, Plan, Plan]
@@ -137,9 +141,14 @@ class RowPlans:
         )
 
     @functools.cached_property
-    def reread(self) -> tuple[bool, ...]:
-        """Of each operand, whether the backward kernel reads it."""
-        return tuple(operand.reread for operand in self.operands.values())
+    def unread(self) -> tuple[int, ...]:
+        """The operands that the backward kernel does not read."""
+        return tuple(i for i, operand in enumerate(self.operands.values()) if not operand.reread)
+
+    @functools.cached_property
+    def read_kinds(self) -> tuple[str, ...]:
+        """Of what the backward kernel reads: `UPSTREAM` and the operands."""
+        return (*(ROWS for _ in UPSTREAM), *self.kinds)
 
     @functools.cached_property
     def _declared(self) -> tuple[Any, ...]:
@@ -327,12 +336,23 @@ class RowPlans:
         key = self._backward_key(N, (dy, x, x), stats, dtypes, self._everything(dtypes))
         c = config_for(self.backward_tunable, key, device)
         several, batch, alone = (self._backward(key, c, device) for _ in range(3))
+        twin, source = self.twin(dtypes, needs)
+        written = tuple(d if needed and i != twin else None for i, (d, needed) in enumerate(zip(dtypes, needs)))
         sums = []
         for kinds in ((COLUMNS,), (BATCHES, GROUPS)):
-            of_kind = [(dtype, needed) for dtype, needed, kind in zip(dtypes, needs, self.kinds) if kind in kinds]
-            wanted = tuple(dtype if needed else None for dtype, needed in of_kind)
+            wanted = tuple(dtype for dtype, kind in zip(written, self.kinds) if kind in kinds)
             sums.append(column_sums_plan(N, stats, wanted, device) if any(wanted) else None)
-        return Gradients((several, batch, alone), *sums)
+        return Gradients(written, twin, source, any(written), (several, batch, alone), *sums)
+
+    def twin(self, dtypes: Dtypes, needs: Sequence[bool]) -> tuple[int | None, int | None]:
+        """The operand whose gradient is another one too, if there is one, and whose: its twin's, or y's (None)."""
+        if self.passed is not None:
+            i = tuple(self.entering).index(self.passed)
+            return (i if needs[i] else None), None
+        if not self.twins or sum(dtype is not None for dtype in dtypes[: len(self.entering)]) > len(self.twins):
+            return None, 0
+        a, b = (i for i, name in enumerate(self.entering) if name in self.twins)
+        return (b if needs[a] and needs[b] and dtypes[a] == dtypes[b] else None), a
 
     @property
     def tunables(self) -> tuple[Tunable, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,9 @@ from tritonln.ops.operands import (
     SUMMED,
     Dtypes,
     Tensors,
+    contiguous,
     dtypes_of,
     placed,
-    written,
 )
 from tritonln.ops.row_plans import RowPlans
 
@@ -51,6 +51,85 @@ class BackwardCall(NamedTuple):
     needs: tuple[bool, ...]  # of each operand, whether its gradient is wanted
 
 
+class Forward(NamedTuple):
+    """A forward pass on tensors of certain shapes and dtypes: all that does not depend on where they lie."""
+
+    operator: RowOperator
+    s: Settings
+    save: bool
+    dtypes: Dtypes
+    adjacent: bool  # whether all operands are contiguous
+    alike: bool  # whether y is like the first operand
+    device: Device | None  # None: no kernel serves them
+    M: int
+    launch: Any  # None where there are no rows
+    programs: int
+    scalars: tuple[float, ...]  # that its arguments end in
+    backwards: dict[Any, Backward]  # by which gradients are asked for and given
+
+    def on(self, tensors: Tensors) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(y, x, stats): y has the shape of the first operand, as has x where that is a result; stats where saved."""
+        operator, s, save, _, adjacent, alike, _, M, launch, programs, scalars, _ = self
+        first: Any = tensors[0]
+        y = torch.empty_like(first) if alike else empty_like(first, s.dtype)
+        x = None if s.x_dtype is None else empty_like(first, s.x_dtype)
+        stats = first.new_empty(M, operator.statistics, dtype=arithmetic(s.dtype)) if save else None
+        if launch is not None:
+            given = tensors if adjacent else placed(tensors, operator.kinds, s.N)
+            E, of_rows = len(operator.entering), stats if operator.statistics else None
+            launch(programs, given[:E], given[E:], y, x, of_rows, *scalars)
+        return y, x, stats
+
+
+class Sums(NamedTuple):
+    """The launch that adds up the partial sums of some operands."""
+
+    launch: Any
+    programs: int
+    which: tuple[int, ...]  # operands
+    rows: int  # of partial sums, for each total
+
+
+class Backward(NamedTuple):
+    """A backward pass on tensors of certain shapes and dtypes, with certain gradients."""
+
+    operator: RowOperator
+    dtypes: Dtypes  # of the gradients that kernels write
+    twin: int | None  # the operand whose gradient is another one too, if there is one
+    source: int | None  # the operand whose gradient that is; None: it is y's
+    launch: Any  # None where kernels write no gradient
+    P: int
+    M: int
+    T: int  # rows of a batch
+    partial: tuple[bool, ...]  # of which operands the kernel writes partial sums
+    sums: tuple[Sums, ...]
+
+    def of(self, call: BackwardCall) -> list[Tensor | None]:
+        """The gradients of the operands, each None unless needed."""
+        operator, dtypes, twin, source, launch, P, M, T, partial, sums = self
+        dy, dx, x, tensors, _, stats, s, _ = call
+        gradients = [
+            None if dtype is None else empty_like(dy if t is None else t, dtype) for t, dtype in zip(tensors, dtypes)
+        ]
+        if launch is not None:
+            E, of_rows, targets = len(operator.entering), stats if operator.statistics else None, tuple(gradients)
+            if sums:
+                targets = tuple(
+                    [stats.new_empty(P, s.N) if g is not None and p else g for g, p in zip(gradients, partial)]
+                )
+            read = list(tensors)
+            for i in operator.unread:
+                read[i] = None
+            given = placed((dy, dx, x, *read), operator.read_kinds, s.N)
+            launch(P, given[:3], given[3 : 3 + E], given[3 + E :], of_rows, targets[:E], targets[E:], M, T, s.p)
+            for of in sums:
+                partials, totals = (tuple([side[i] for i in of.which]) for side in (targets, gradients))
+                of.launch(of.programs, partials, totals, of.rows)
+        if twin is not None:
+            gradients[twin] = dy if source is None else gradients[source]
+        return gradients
+
+
 class RowOperator(RowPlans):
     """A declaration, carried out.  Tensors come in the order of its operands, None where one is absent."""
 
@@ -61,92 +140,50 @@ class RowOperator(RowPlans):
                 return t.shape[0]
         return 1
 
-    def _placed(self, tensors: Sequence[Tensor | None], N: int) -> tuple[tuple[object, ...], tuple[object, ...]]:
-        found, E = placed(tensors, self.kinds, N), len(self.entering)
-        return found[:E], found[E:]
-
     def forward(
         self, tensors: Tensors, s: Settings, save: bool, device: Device
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(y, x, stats): y has the shape of the first operand, as has x where that is a result; stats where saved."""
-        first = tensors[0]
+        """(y, x, stats), as `Forward.on` has them."""
+        return self.prepared(tensors, s, save, device).on(tensors)
+
+    def prepared(self, tensors: Tensors, s: Settings, save: bool, device: Device | None) -> Forward:
+        """What `forward` does with tensors like these."""
+        first, dtypes = tensors[0], dtypes_of(tensors)
         assert first is not None
-        M = first.numel() // s.N if s.N else 0
-        y = empty_like(first, s.dtype)
-        x = None if s.x_dtype is None else empty_like(first, s.x_dtype)
-        stats = None
-        if save:
-            stats = torch.empty((M, self.statistics), dtype=arithmetic(s.dtype), device=first.device)
-        if M:
-            plan = self.forward_plan(s.N, dtypes_of(tensors), s.dtype, s.x_dtype, save, device)
-            T = M // self.batches(tensors)
-            plan.launch(plan.count(M), *self._placed(tensors, s.N), y, x, stats, M, T, s.eps, s.p)
-        return y, x, stats
+        adjacent, M = contiguous(tensors), first.numel() // s.N if s.N else 0
+        alike = adjacent and first.dtype == s.dtype
+        if device is None or not M:
+            return Forward(self, s, save, dtypes, adjacent, alike, device, M, None, 0, (), {})
+        plan = self.forward_plan(s.N, dtypes, s.dtype, s.x_dtype, save and self.statistics > 0, device)
+        scalars = M, M // self.batches(tensors), s.eps, s.p
+        return Forward(self, s, save, dtypes, adjacent, alike, device, M, plan.launch, plan.count(M), scalars, {})
 
     def backward(self, call: BackwardCall, device: Device) -> list[Tensor | None]:
         """The gradients of the operands, each None unless needed."""
-        dy, _, _, tensors, dtypes, stats, _, needs = call
-        M = stats.shape[0]
-        twin, source = self.twin(dtypes, needs)
-        asked = needs if twin is None else tuple([needed and i != twin for i, needed in enumerate(needs)])
-        new = torch.empty_like if M else torch.zeros_like
-        gradients: list[Tensor | None] = []
-        for t, dtype, kind, needed in zip(tensors, dtypes, self.kinds, asked):
-            if not needed or dtype is None:
-                gradients.append(None)
-            elif kind == ROWS:
-                gradients.append(empty_like(dy if t is None else t, dtype))
-            else:
-                assert t is not None
-                gradients.append(new(t, memory_format=torch.contiguous_format))
-        if M and any(asked):
-            self._launch_backward(call, asked, gradients, device)
-        if twin is not None:
-            gradients[twin] = dy if source is None else gradients[source]
-        return gradients
+        if call.stats.shape[0]:
+            return self.prepared_backward(call, device).of(call)
+        like = [call.dy if t is None else t for t in call.tensors]
+        return [
+            torch.zeros_like(t, dtype=dtype, memory_format=torch.contiguous_format) if needed else None
+            for t, dtype, needed in zip(like, call.dtypes, call.needs)
+        ]
 
-    def _launch_backward(
-        self, call: BackwardCall, needs: tuple[bool, ...], gradients: list[Tensor | None], device: Device
-    ) -> None:
-        """`needs` is of the gradients that kernels write: not of a twin's."""
-        dy, dx, x, tensors, dtypes, stats, s, _ = call
-        M, N, S, E = stats.shape[0], s.N, self.batches(tensors), len(self.entering)
-        plans = self.backward_plan(N, dtypes_of((dy, dx, x)), stats.dtype, dtypes, needs, device)
+    def prepared_backward(self, call: BackwardCall, device: Device) -> Backward:
+        """What `backward` does with tensors like these, of which there are rows."""
+        dy, dx, x, tensors, dtypes, stats, s, needs = call
+        M, S = stats.shape[0], self.batches(tensors)
+        plans = self.backward_plan(s.N, dtypes_of((dy, dx, x)), stats.dtype, dtypes, needs, device)
         batches = S if self.batched else 1
         P = plans.kernels[0].count(M, batches)
         alone = () if batches < P else SUMMED if P == 1 else (BATCHES, GROUPS)  # whose sums are the gradients
-        read = [t if reread else None for t, reread in zip(tensors, self.reread)]
-        targets = (
-            gradients
-            if alone is SUMMED
-            else [
-                stats.new_empty((P, N)) if g is not None and kind in SUMMED and kind not in alone else g
-                for g, kind in zip(gradients, self.kinds)
-            ]
-        )
-        kernel = plans.kernels[0 if not alone else 2 if P == 1 else 1]
-        upstream, of_rows = placed((dy, dx, x), (ROWS,) * 3, N), stats if self.statistics else None
-        kernel.launch(
-            P, upstream, *self._placed(read, N), of_rows, written(targets[:E]), written(targets[E:]), M, M // S, s.p
-        )
-        if alone is SUMMED:
-            return
-        for kinds, plan, sums in (((COLUMNS,), plans.columns, 1), ((BATCHES, GROUPS), plans.batches, batches)):
+        partial = tuple([kind in SUMMED and kind not in alone for kind in self.kinds])
+        sums = []
+        for kinds, plan, of in (((COLUMNS,), plans.columns, 1), ((BATCHES, GROUPS), plans.batches, batches)):
             if plan is not None and kinds[0] not in alone:
-                partials, totals = (
-                    written([t for t, kind in zip(side, self.kinds) if kind in kinds]) for side in (targets, gradients)
-                )
-                plan.launch(sums * plan.count(N), partials, totals, P // sums)
-
-    def twin(self, dtypes: Dtypes, needs: Sequence[bool]) -> tuple[int | None, int | None]:
-        """The operand whose gradient is another one too, if there is one, and whose: its twin's, or y's (None)."""
-        if self.passed is not None:
-            i = tuple(self.entering).index(self.passed)
-            return (i if needs[i] else None), None
-        if not self.twins or sum(dtype is not None for dtype in dtypes[: len(self.entering)]) > len(self.twins):
-            return None, 0
-        a, b = (i for i, name in enumerate(self.entering) if name in self.twins)
-        return (b if needs[a] and needs[b] and dtypes[a] == dtypes[b] else None), a
+                which = tuple([i for i, kind in enumerate(self.kinds) if kind in kinds])
+                sums.append(Sums(plan.launch, of * plan.count(s.N), which, P // of))
+        kernel = plans.kernels[0 if not alone else 2 if P == 1 else 1].launch if plans.writes else None
+        return Backward(self, plans.dtypes, plans.twin, plans.source, kernel, P, M, M // S, partial, tuple(sums))
 
     def train(
         self, make: Callable[..., Tensor], rows: int, N: int, x: torch.dtype, parameter: torch.dtype, device: Device

@@ -39,11 +39,13 @@ class WideColumns(NamedTuple):
         p: float,
     ) -> None:
         dy, _, x = upstream
-        columns = tuple([d if kind in SUMMED else () for d, kind in zip(d_finishing, self.finishing)])
-        others = tuple([() if kind in SUMMED else d for d, kind in zip(d_finishing, self.finishing)])
-        second = any(d_entering) or any(others)
+        columns = tuple([d if kind in SUMMED else None for d, kind in zip(d_finishing, self.finishing)])
+        others = tuple([None if kind in SUMMED else d for d, kind in zip(d_finishing, self.finishing)])
+        second = any(d is not None for d in (*d_entering, *others))
         sums = stats.new_empty((M, self.chunks, stats.shape[1])) if second else None
-        programs, none = shares * self.chunks, ((),) * len(entering)
-        self.sums(programs, (dy, (), x), none if x else entering, finishing, stats, none, columns, sums, M, T, p)
+        programs, none = shares * self.chunks, (None,) * len(entering)
+        self.sums(
+            programs, (dy, None, x), entering if x is None else none, finishing, stats, none, columns, sums, M, T, p
+        )
         if second:
             self.dx(programs, upstream, entering, finishing, stats, d_entering, others, sums, M, T, p)

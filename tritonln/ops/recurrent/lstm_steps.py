@@ -19,7 +19,6 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
-from tritonln.ops.operands import written
 from tritonln.ops.recurrent import step_graphs
 from tritonln.ops.recurrent.shared import LSTMSteps, order, running, states
 
@@ -258,7 +257,7 @@ def added_up(dw_c: Tensor | None, db_c: Tensor | None, device: Device) -> tuple[
     programs, H = dw_c.shape
     sums = dw_c.new_empty(H), None if db_c is None else db_c.new_empty(H)
     plan = column_sums_plan(H, dw_c.dtype, (dw_c.dtype, dtype_of(db_c)), device)
-    plan.launch(plan.count(H), written((dw_c, db_c)), written(sums), programs)
+    plan.launch(plan.count(H), (dw_c, db_c), tuple(sums), programs)
     return sums
 
 
