@@ -179,6 +179,17 @@ def test_in_place_by_other_ways(way: str, device: torch.device, request: pytest.
         torch.testing.assert_close((q, k), expected)
 
 
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_in_place_where_q_and_k_share_heads(start: int, device: torch.device) -> None:
+    """As one after the other: k's results stay."""
+    whole = rand(3, 6, 8, dtype=F32, device=device)
+    q, k = whole[:, :3], whole[:, start : start + 3]
+    expected = whole.clone()
+    expected[:, :3], expected[:, start : start + 3] = tritonln.qk_norm(q, k)
+    tritonln.qk_norm(q, k, inplace=True)
+    torch.testing.assert_close(whole, expected)
+
+
 def test_in_place_is_refused_where_it_cannot_be(device: torch.device) -> None:
     q = torch.ones(2, 3, 4, 8, device=device)
     with pytest.raises(RuntimeError, match=r"qk_norm\(inplace=True\) is for inference: its gradients are made of q"):

@@ -217,7 +217,7 @@ def gru_step_fwd(
     w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
     b_hh = load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
     new_h, s = advance(p, x, h, w_hh, b_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
-    if stats_ptr is not None:
+    if INNER and stats_ptr is not None:
         store_gates(x_rz_ptr + (t * B + row0) * (3 * H), rows * (3 * H) + cols, inside, H, s)
     if lengths_ptr is not None:
         new_h = tl.where(running(lengths_ptr, t, row0, rows, B), new_h, h)

@@ -88,7 +88,7 @@ def gru_persistent_fwd(
         if p_ptr is not None:
             store_gates(p_ptr + gates, gate_row, inside, H, p)
         new_h, s = advance(p, x, h, w_hh, b_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
-        if stats_ptr is not None:
+        if INNER and stats_ptr is not None:
             store_gates(x_rz_ptr + gates, gate_row, inside, H, s)
         h = tl.where(t < length, new_h, h)
         rounded = h.to(rounded.dtype)

@@ -14,7 +14,7 @@ from tritonln.ops.companions import check_companion, check_dtype, check_shape, m
 from tritonln.ops.contract import check, described, output_dtype
 from tritonln.ops.operands import BATCHES, COLUMNS, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
-from tritonln.ops.row_plans import Parts
+from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
 
 

@@ -16,7 +16,7 @@ from tritonln.ops.layer_norm import LAYER_NORM
 from tritonln.ops.operands import NOISE, ONE_A_BATCH, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.rms_norm import RMS_NORM
-from tritonln.ops.row_plans import Parts
+from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
 from tritonln.ops.subclasses import foreign
 

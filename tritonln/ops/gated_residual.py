@@ -11,7 +11,7 @@ from tritonln.ops.contract import DTYPES, described
 from tritonln.ops.elementwise import Elementwise
 from tritonln.ops.operands import BATCHES, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
-from tritonln.ops.row_plans import Parts
+from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import Settings
 
 

@@ -14,7 +14,7 @@ from tritonln.ops.contract import check, described, integer, output_dtype, shift
 from tritonln.ops.operands import COLUMNS, GROUPS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.rms_norm import RMS_NORM
-from tritonln.ops.row_plans import Parts
+from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
 
 

@@ -14,7 +14,7 @@ from tritonln.ops import layer_norm_aten, row_autograd, row_op
 from tritonln.ops.contract import check, described, output_dtype, shifted, traced, transformed
 from tritonln.ops.operands import COLUMNS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
-from tritonln.ops.row_plans import Parts
+from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
 from tritonln.ops.subclasses import knows_only_aten
 

@@ -159,6 +159,10 @@ for of_heads in (RMS_HEADS, CENTRED_HEADS):
     register_operator(of_heads)
 
 
+def _everything(parameters: Parameters) -> Needs:
+    return True, True, *(dtype is not None for dtypes in parameters for dtype in dtypes)
+
+
 def _heads(centred: bool) -> Heads:
     return CENTRED_HEADS if centred else RMS_HEADS
 
@@ -176,8 +180,7 @@ def forward_plan(
     """For tensors of these dtypes; None where there is none."""
     of = _heads(centred)
     if current_policy().name != "lookup":  # a backward pass may not search, nor be the one to fail
-        needs = True, True, *(dtype is not None for dtypes in parameters for dtype in dtypes)
-        backward_plan(centred, N, heads, x, parameters, rotary, needs, device)
+        backward_plan(centred, N, heads, x, parameters, rotary, _everything(parameters), device)
     key = of._forward_key(N, x, parameters, rotary)
     return of._forward(key, heads, config_for(of.forward_tunable, key, device), device)
 
@@ -193,9 +196,12 @@ def backward_plan(
     needs: Needs,
     device: Device,
 ) -> tuple[Plan, Plan | None]:
-    """The launch of the gradients, and that of the sums of partial sums where there are any."""
+    """The launch of the gradients, and that of the sums of partial sums where there are any.
+
+    The configuration is the one for all gradients: one has the same bits whatever else is wanted.
+    """
     of = _heads(centred)
-    key = of._backward_key(N, x, parameters, rotary, needs)
+    key = of._backward_key(N, x, parameters, rotary, _everything(parameters))
     totals = tuple([d if needed else None for d, needed in zip((*parameters[0], *parameters[1]), needs[2:])])
     sums = column_sums_plan(N, arithmetic(x), totals, device) if any(needs[2:]) else None
     return of._backward(key, heads, config_for(of.backward_tunable, key, device), device), sums
@@ -239,19 +245,37 @@ def forward(t: Tensors, norm: Norm, device: Device) -> tuple[Tensor, Tensor]:
     return q, k
 
 
+class Extent(NamedTuple):
+    """What the rows of q or k take of memory, in values."""
+
+    start: int
+    token: int  # from one token to the next
+    span: int  # of the heads of one token
+    end: int
+
+    def meets(self, other: Extent) -> bool:
+        """Whether a value of one may be one of the other.  Those of a packed tensor take turns, token by token."""
+        if self.end <= other.start or other.end <= self.start:
+            return False
+        offset = (other.start - self.start) % self.token
+        return self.token != other.token or offset < self.span or offset + other.span > self.token
+
+
 def forward_in_place(t: Tensors, norm: Norm, device: Device) -> bool:
     """Writes the results over q and k; False, and nothing done, where a launch cannot: values of one row may lie in
     another too, or tokens have no one stride.
     """
-    places = [_placed(x, t.tokens) for x in (t.q, t.k)]
-    for x, place in zip(t, places):
+    places, extents, tokens = [_placed(x, t.tokens) for x in (t.q, t.k)], [], t.tokens
+    for x, place in zip((t.q, t.k), places):
         first, *strides = place if isinstance(place, tuple) else (place,)
-        H, N = x.shape[-2:]  # type: ignore[union-attr]
+        H, N = x.shape[-2:]
         token, head = strides or (H * N, N)
-        apart = (H == 1 or head >= N) and (t.tokens == 1 or token >= (H - 1) * head + N)
-        if not apart or first.data_ptr() != x.data_ptr():  # type: ignore[union-attr]
+        start, span = x.data_ptr() // x.element_size(), (H - 1) * head + N
+        apart = (H == 1 or head >= N) and (tokens == 1 or token >= span)
+        if not apart or first.data_ptr() != x.data_ptr():
             return False
-    if t.q.data_ptr() == t.k.data_ptr():
+        extents.append(Extent(start, token, span, start + (tokens - 1) * token + span))
+    if tokens and extents[0].meets(extents[1]):
         return False
     _launch_forward(t, norm, tuple(places), device)
     for x in (t.q, t.k):

@@ -15,7 +15,7 @@ from torch import Tensor
 from tritonln.ops import row_autograd, row_op
 from tritonln.ops.contract import DTYPES, HALF, check_device, described, number, output_dtype
 from tritonln.ops.operands import COLUMNS, ROWS, Operand
-from tritonln.ops.row_plans import Parts
+from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
 
 

@@ -1,20 +1,14 @@
-"""What a row operator declares, its tunables, and its launches by dtypes.
-
-    y = finish(x_hat, *finishing)      x_hat = normalize(x)      x = enter(*entering)
-
-An operator is this declaration and its parts, device functions that kernels/one_tile.py describes.  Kernels
-are imported where a plan is made: importing tritonln does not load Triton.
+"""The tunables of a row operator, and its launches by dtypes.  Kernels are imported where a plan is made: importing
+tritonln does not load Triton.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
 
 from tritonln.configurations import rows as rules
 from tritonln.configurations import rows_backward as backward_rules
@@ -25,30 +19,9 @@ from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.column_sums import SUMS, column_sums_plan
 from tritonln.ops.contract import arithmetic
-from tritonln.ops.operands import (
-    BATCHES,
-    BY_BATCH,
-    COLUMNS,
-    GROUPS,
-    NOISE,
-    ONE_A_BATCH,
-    ROWS,
-    SUMMED,
-    Dtypes,
-    Operand,
-)
+from tritonln.ops.operands import BATCHES, COLUMNS, GROUPS, ROWS, SUMMED, Dtypes
+from tritonln.ops.row_declaration import UPSTREAM, Declaration
 from tritonln.ops.wide_columns import WideColumns
-
-UPSTREAM = "dy", "dx_out", "x_out"  # the gradients of the results, and x where it was one
-
-
-class Parts(NamedTuple):
-    """The device functions of an operator."""
-
-    finish: Any
-    finish_bwd: Any
-    enter: Any = None
-    enter_bwd: Any = None
 
 
 class Gradients(NamedTuple):
@@ -80,75 +53,8 @@ def _backward_kernels() -> tuple[Any, ...]:
     return one_tile_bwd, wide_bwd, wide_sums_bwd, wide_dx_bwd
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RowPlans:
-    """
-    name:       of the operator; its kernels are NAME_fwd and NAME_bwd in tables and profiles
-    parts:      gives the device functions
-    finishing:  the operands that make y of x_hat
-    entering:   those that x is made of; the first is one of ROWS and must be given
-    centred:    whether the mean is taken out of a row; None: it is not normalized at all (elementwise.py)
-    returns_x:  whether x is a result beside y.  It is then what backward reads, of the operands only those `reread`
-    twins:      entering operands whose gradients are the same where nothing else enters
-    passed:     the entering operand whose gradient is that of y itself; where nothing is normalized
-    formula:    finish in torch, on tensors (M, N) and (N,) or numbers; enter_formula: enter in torch
-    held:       tiles that the parts hold beside their operands
-    aten:       forward and backward in torch's own operators, for devices without kernels; None: the formula
-    """
-
-    name: str
-    parts: Callable[[], Parts]
-    finishing: Mapping[str, Operand]
-    entering: Mapping[str, Operand] = dataclasses.field(default_factory=lambda: {"x": Operand()})
-    centred: bool | None = True
-    returns_x: bool = False
-    twins: tuple[str, ...] = ()
-    passed: str | None = None
-    formula: Callable[..., Tensor] | None = None
-    enter_formula: Callable[..., Tensor] | None = None
-    held: int = 0
-    aten: Any = None
-
-    @functools.cached_property
-    def operands(self) -> dict[str, Operand]:
-        return {**self.entering, **self.finishing}
-
-    @functools.cached_property
-    def kinds(self) -> tuple[str, ...]:
-        return tuple(operand.kind for operand in self.operands.values())
-
-    @functools.cached_property
-    def by_batch(self) -> tuple[int, ...]:
-        """Which operands say how many batches or groups there are."""
-        return tuple(i for i, kind in enumerate(self.kinds) if kind in BY_BATCH)
-
-    @functools.cached_property
-    def batched(self) -> bool:
-        """Whether gradients are summed over the rows of each batch or group: a program then has rows of one only."""
-        return BATCHES in self.kinds or self.grouped
-
-    @functools.cached_property
-    def grouped(self) -> bool:
-        return GROUPS in self.kinds
-
-    @functools.cached_property
-    def kept(self) -> tuple[bool, ...]:
-        """Of each operand, whether backward needs it."""
-        all_of_x = self.centred is not None and not self.returns_x  # which is made again
-        return tuple(
-            operand.reread or all_of_x or operand.kind != ROWS or name in self.finishing
-            for name, operand in self.operands.items()
-        )
-
-    @functools.cached_property
-    def unread(self) -> tuple[int, ...]:
-        """The operands that the backward kernel does not read."""
-        return tuple(i for i, operand in enumerate(self.operands.values()) if not operand.reread)
-
-    @functools.cached_property
-    def read_kinds(self) -> tuple[str, ...]:
-        """Of what the backward kernel reads: `UPSTREAM` and the operands."""
-        return (*(ROWS for _ in UPSTREAM), *self.kinds)
+class RowPlans(Declaration):
+    """What a declaration makes."""
 
     @functools.cached_property
     def _declared(self) -> tuple[Any, ...]:
@@ -160,24 +66,11 @@ class RowPlans:
         )
 
     @functools.cached_property
-    def statistics(self) -> int:
-        """Of a row."""
-        return 0 if self.centred is None else 1 + self.centred
-
-    @functools.cached_property
     def _stats(self) -> dict[str, str]:
         return {"stats": f"M {self.statistics}"} if self.statistics else {}
 
-    def usual_dtypes(self, x: torch.dtype, parameter: torch.dtype) -> Dtypes:
-        """Of all operands, as a rule."""
-        return tuple(torch.int64 if k == NOISE else parameter if k == COLUMNS else x for k in self.kinds)
-
     def _scalars(self, M: int) -> tuple[int, int]:
         return M, M // (batches_of(M) if self.batches_given else 1)
-
-    @functools.cached_property
-    def batches_given(self) -> bool:
-        return self.batched or ONE_A_BATCH in self.kinds
 
     def _work(self, key: Key, upstream: Sequence[str], columns: int) -> rules.Work:
         rows = [name for name, operand in self.operands.items() if operand.kind == ROWS]
@@ -303,17 +196,13 @@ class RowPlans:
                 found |= {f"d{name}_partial": stats} if operand.kind in SUMMED else {f"d{name}": dtype}
         return self.backward_tunable.key(N, **found)
 
-    def _everything(self, dtypes: Dtypes) -> tuple[bool, ...]:
-        """Of which operands there is a gradient."""
-        return tuple(dtype is not None and kind in (ROWS, *SUMMED) for dtype, kind in zip(dtypes, self.kinds))
-
     @planned
     def forward_plan(
         self, N: int, dtypes: Dtypes, y: torch.dtype, x: torch.dtype | None, save: bool, device: Device
     ) -> Plan:
         """For tensors of these dtypes; None where there is none."""
         if save and current_policy().name != "lookup":  # a backward pass may not search, nor be the one to fail
-            self.backward_plan(N, (y, x, x), arithmetic(y), dtypes, self._everything(dtypes), device)
+            self.backward_plan(N, (y, x, x), arithmetic(y), dtypes, self.all_gradients(dtypes), device)
         key = self._forward_key(N, dtypes, y, x, save)
         return self._forward(key, config_for(self.forward_tunable, key, device), device)
 
@@ -333,7 +222,7 @@ class RowPlans:
         wanted, which differs between eager and compiled code.
         """
         dy, _, x = upstream
-        key = self._backward_key(N, (dy, x, x), stats, dtypes, self._everything(dtypes))
+        key = self._backward_key(N, (dy, x, x), stats, dtypes, self.all_gradients(dtypes))
         c = config_for(self.backward_tunable, key, device)
         several, batch, alone = (self._backward(key, c, device) for _ in range(3))
         twin, source = self.twin(dtypes, needs)
@@ -343,16 +232,6 @@ class RowPlans:
             wanted = tuple(dtype for dtype, kind in zip(written, self.kinds) if kind in kinds)
             sums.append(column_sums_plan(N, stats, wanted, device) if any(wanted) else None)
         return Gradients(written, twin, source, any(written), (several, batch, alone), *sums)
-
-    def twin(self, dtypes: Dtypes, needs: Sequence[bool]) -> tuple[int | None, int | None]:
-        """The operand whose gradient is another one too, if there is one, and whose: its twin's, or y's (None)."""
-        if self.passed is not None:
-            i = tuple(self.entering).index(self.passed)
-            return (i if needs[i] else None), None
-        if not self.twins or sum(dtype is not None for dtype in dtypes[: len(self.entering)]) > len(self.twins):
-            return None, 0
-        a, b = (i for i, name in enumerate(self.entering) if name in self.twins)
-        return (b if needs[a] and needs[b] and dtypes[a] == dtypes[b] else None), a
 
     @property
     def tunables(self) -> tuple[Tunable, ...]:
