@@ -236,7 +236,7 @@ def test_states_of_packed_rows_without_layers(ours: Any, theirs: Any, lengths: l
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "input"), [(LayerNormLSTM, nn.LSTM, X), (LayerNormLSTMCell, nn.LSTMCell, X[0])], ids=str
+    ("ours", "theirs", "input"), [(LayerNormLSTM, nn.LSTM, X), (LayerNormLSTMCell, nn.LSTMCell, X[0])]
 )
 def test_an_lstm_has_two_states(ours: Any, theirs: Any, input: Tensor) -> None:
     hx = (torch.randn(*(1,) * (input.dim() - 2), 3, 5),) * 3
