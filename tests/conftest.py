@@ -55,10 +55,15 @@ def device() -> torch.device:
 
 
 @pytest.fixture
-def without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Operators on rows take the path of tensors that no kernel serves."""
+def eager_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls of operators on rows that nobody traces take the path of tensors that no kernel serves."""
     for module in ("rms_norm", "layer_norm", "row_autograd", "row_op", "contract"):
         monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
+
+
+@pytest.fixture
+def without_kernels(eager_without_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All operators on rows take that path."""
     monkeypatch.setattr("tritonln.ops.row_autograd._has_kernels", lambda device_type: False)
 
 

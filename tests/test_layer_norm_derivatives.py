@@ -1,7 +1,7 @@
 """Derivatives of layer_norm to any order, in every mode and by every path, against plain torch in fp64."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -26,11 +26,10 @@ def by_the_op(
 
 
 @pytest.fixture(params=["kernels", "aten", "op"])
-def layer_norm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Tensor]]:
+def layer_norm(request: pytest.FixtureRequest) -> Callable[..., Tensor]:
     """layer_norm by each of its ways."""
     if request.param == "aten":
-        for module in ("layer_norm", "row_autograd", "row_op"):
-            monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
+        request.getfixturevalue("eager_without_kernels")
     return by_the_op if request.param == "op" else tritonln.layer_norm
 
 

@@ -180,10 +180,9 @@ def test_a_dispatch_mode_sees_the_op() -> None:
 
 
 @pytest.fixture(params=["kernels", "aten"])
-def by_either_way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def by_either_way(request: pytest.FixtureRequest) -> None:
     if request.param == "aten":
-        for module in ("layer_norm", "row_autograd", "row_op"):
-            monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
+        request.getfixturevalue("eager_without_kernels")
 
 
 def exported(net: torch.nn.Module, x: Tensor, strict: bool) -> Callable[[Tensor], Tensor]:
