@@ -60,7 +60,7 @@ def derivatives(f: Callable[..., Tensor], leaves: list[Tensor | None], order: in
 def test_four_orders(layer_norm, weight: bool, bias: bool, device: torch.device) -> None:  # type: ignore[no-untyped-def]
     x, w, b, _ = arguments(device)
     leaves = [x, w if weight else None, b if bias else None]
-    for out, ref in zip(derivatives(layer_norm, leaves, 4), derivatives(reference.layer_norm, leaves, 4)):
+    for out, ref in zip(derivatives(layer_norm, leaves, 4), derivatives(reference.layer_norm, leaves, 4), strict=True):
         close(out, ref)
 
 
@@ -80,7 +80,7 @@ def test_many_gradients_at_once(layer_norm, device: torch.device) -> None:  # ty
     y = layer_norm(x, (N,), w, b)
     batched = torch.autograd.grad(y, (x, w, b), many, is_grads_batched=True, retain_graph=True)
     singly = zip(*(torch.autograd.grad(y, (x, w, b), one, retain_graph=True) for one in many))
-    for out, ref in zip(batched, singly):
+    for out, ref in zip(batched, singly, strict=True):
         close(out, torch.stack(ref))
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tritonln
+from tests.helpers.heads import BIASES, NAMES, expect, forward_mode_warns, inputs, run, upstream
 from tests.helpers.problems import BF16, F16, F32, F64, rand
-from tests.test_qk_norm import BIASES, NAMES, expect, forward_mode_warns, inputs, run, upstream
 from tritonln.launch import recorded
 
 HQ, HK = 6, 2

@@ -1,6 +1,6 @@
 """All time steps of a layer-normalized GRU in one launch, with W_hh on the chip.
 
-    A step is that of gru_steps.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
+    A step is that of gru_cell.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
 
     weight          (3H, H)  W_hh, in x's dtype
     p, dgates, dp   (T, B, 3H)  p None: not stored
@@ -21,8 +21,8 @@ import triton.language as tl
 
 from ..row import load_upcast
 from .gates import load_gates, own_tile, store_gates
-from .gru_steps import advance, load_bias, load_x, retreat
-from .lstm_steps import load_before, running, starting
+from .gru_cell import advance, load_bias, load_x, retreat
+from .lstm_cell import load_before, running, starting
 from .matrix import load_blocks, products, sum_of_products
 
 

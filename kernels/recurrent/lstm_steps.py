@@ -1,10 +1,4 @@
-"""One time step of a layer-normalized LSTM.
-
-    gates = LN(p; w_hh, b_hh) + x     p = W_hh h, x = LN(W_ih x; w_ih) + both biases; or
-                                      p = W_hh h + W_ih x and no x, where the sum is normalized
-    raw   = sigmoid(f) c + sigmoid(i) tanh(g)          (i, f, g, o) = gates
-    n     = LN(raw; w_c, b_c)
-    h     = sigmoid(o) tanh(n)    c = raw, or n where CARRY
+"""One time step of a layer-normalized LSTM, whose formula is in lstm_cell.py.
 
     p, x, dgates, dp            (T, B, 4H)   forward p may have one slot for all steps
     h, c and their gradients    (T + 1, B, H), the initial state first (last in reverse); c is fp32 (fp64)
@@ -17,7 +11,6 @@
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
 everything is read once and written once.  `previous` and `current` are the slots of the states, and p_slot that of p.
-In device functions parameters are tuples of tiles, empty where they are None.
 """
 
 import triton
@@ -25,155 +18,14 @@ import triton.language as tl
 
 from ..row import load_upcast, sum_rows
 from .gates import (
-    add,
     load_gates,
     load_groups,
-    multiply,
     own_tile,
-    standardize,
-    standardize_bwd,
-    standardize_groups,
-    standardize_groups_bwd,
     standardized_groups,
     store_gates,
-    store_groups,
-    tanh,
     where,
 )
-
-
-@triton.jit
-def cell(gates, c):
-    """raw and the activated gates."""
-    i, f, g, o = tl.sigmoid(gates[0]), tl.sigmoid(gates[1]), tanh(gates[2]), tl.sigmoid(gates[3])
-    return f * c + i * g, i, f, g, o
-
-
-@triton.jit
-def norm_cell(raw, w_c, b_c, in_row, H, eps):
-    """n, and raw_hat and rstd where there is a norm."""
-    if len(w_c) == 0:
-        return raw, raw, raw
-    else:
-        raw_hat, mean, rstd = standardize((raw,), in_row, H, eps)
-        n = add(multiply(raw_hat, w_c), b_c)
-        return n[0], raw_hat[0], rstd
-
-
-@triton.jit
-def load_x(ptr, step, gate_row, inside, H):
-    """No tiles where ptr is None."""
-    if ptr is None:
-        return ()
-    else:
-        return load_gates(ptr + step, gate_row, inside, H, 4)
-
-
-@triton.jit
-def running(lengths_ptr, t, row0, rows, B):
-    return t < tl.load(lengths_ptr + row0 + rows, mask=rows < B - row0, other=0)
-
-
-@triton.jit
-def starting(starts_ptr, slot, row0, rows, B):
-    """Nothing where no row ever starts anew."""
-    if starts_ptr is None:
-        return ()
-    else:
-        return (tl.load(starts_ptr + (slot * B + row0) + rows, mask=rows < B - row0, other=0) != 0,)
-
-
-@triton.jit
-def load_before(ptr, anew, previous, initial, row0, row, inside, B, H):
-    """The state that a step goes on from, of every row."""
-    slot = previous
-    if len(anew) > 0:
-        slot = tl.where(anew[0], initial, previous)
-    return load_upcast(ptr + (slot * B + row0) * H + row, inside)
-
-
-@triton.jit
-def advance(
-    p, x, c, w_hh, b_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, GROUP: tl.constexpr, CARRY: tl.constexpr
-):
-    """A step forward of rows that run.  Returns (h, c)."""
-    gates = p
-    if len(w_hh) > 0:
-        p_hat, means, rstds = standardize_groups(p, in_row, H, eps, GROUP)
-        gates = add(multiply(p_hat, w_hh), b_hh)
-        store_groups(stats_ptr, means, rstds, row0, t, B, c.shape[0])
-    raw, i, f, g, o = cell(add(gates, x), c)
-    n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
-    if CARRY:
-        return o * tanh(n), n
-    else:
-        return o * tanh(n), raw
-
-
-@triton.jit
-def retreat(
-    p,
-    x,
-    c,
-    dh,
-    dc,
-    w_hh,
-    b_hh,
-    w_c,
-    b_c,
-    stats_ptr,
-    t,
-    row0,
-    rows,
-    runs,
-    in_row,
-    B,
-    H,
-    eps,
-    GROUP: tl.constexpr,
-    CARRY: tl.constexpr,
-):
-    """A step backward.  The gates are computed again from p and x.
-
-    dh and dc are the gradients of this step's h and c.  Returns (dgates, dp, dc, dw_c, db_c): dc that of the c
-    before, and the terms of the last two in this step; zero in rows that do not run, whose dc passes through.
-    """
-    gates, p_hat, rstds = p, p, ()
-    if len(w_hh) > 0:
-        means, rstds = load_groups(stats_ptr, row0, rows, t, B, 4 // GROUP)
-        p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
-        gates = add(multiply(p_hat, w_hh), b_hh)
-    raw, i, f, g, o = cell(add(gates, x), c)
-    n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
-
-    d_raw = tl.where(runs, dc, 0.0)
-    dh = tl.where(runs, dh, 0.0)
-    tanh_n = tanh(n)
-    dn = dh * o * (1.0 - tanh_n * tanh_n)
-    if CARRY:
-        dn += d_raw
-        d_raw = tl.zeros_like(dn)
-    if len(w_c) > 0:
-        d_raw_hat = standardize_bwd(multiply((dn,), w_c), (raw_hat,), rstd_c, H)
-        d_raw += tl.where(runs, d_raw_hat[0], 0.0)
-    else:
-        d_raw += dn
-
-    dgates = (
-        d_raw * g * i * (1.0 - i),
-        d_raw * c * f * (1.0 - f),
-        d_raw * i * (1.0 - g * g),
-        dh * tanh_n * o * (1.0 - o),
-    )
-    return dgates, p_hat, rstds, tl.where(runs, d_raw * f, dc), dn * raw_hat, dn
-
-
-@triton.jit
-def through_norm(dgates, p_hat, rstds, w_hh, H, GROUP: tl.constexpr):
-    if len(w_hh) == 0:
-        return dgates
-    else:
-        return standardize_groups_bwd(multiply(dgates, w_hh), p_hat, rstds, H, GROUP)
+from .lstm_cell import advance, load_before, load_x, retreat, running, starting, through_norm
 
 
 @triton.jit(do_not_specialize=["t", "previous", "current", "initial", "p_slot", "B"])

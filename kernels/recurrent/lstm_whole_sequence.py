@@ -1,6 +1,6 @@
 """All time steps of a layer-normalized LSTM in one launch, with W_hh on the chip.
 
-    A step is that of lstm_steps.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
+    A step is that of lstm_cell.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
 
     weight                  (4H, H)  W_hh, in x's dtype
     x, p, dgates, dp        (T, B, 4H)   p None: not stored; dp None: gates are not normalized, dgates is dp
@@ -23,7 +23,7 @@ import triton.language as tl
 
 from ..row import load_upcast, sum_pieces
 from .gates import load_gates, own_tile, store_gates
-from .lstm_steps import advance, load_before, load_x, retreat, running, starting, through_norm
+from .lstm_cell import advance, load_before, load_x, retreat, running, starting, through_norm
 from .matrix import load_blocks, products, sum_of_products
 
 

@@ -23,11 +23,16 @@ What is counted (:class:`Counters`, of each launch): executed warp instructions,
 requests, bytes, 32-byte sectors of global memory or wavefronts of shared memory, beside the fewest possible.
 
 What is not modelled: ptxas, which is not run (registers, spills, the order and the choice of machine instructions;
-``asm["cubin"]`` of a kernel is empty), caches, time, the
-order in which programs run, streams side by side (work runs when it is launched), memory of a device's own (tensors
-are the CPU's).  A result that is right here can still be wrong on a GPU by what these do.  There is no AMD ISA.
+``asm["cubin"]`` of a kernel is empty), caches, time, the order in which programs run, streams side by side (work runs
+when it is launched), memory of a device's own (tensors are the CPU's).  A result that is right here can still be wrong
+on a GPU by what these do.  There is no AMD ISA.
 Floating point is rounded as PTX says; where it allows an error (rsqrt.approx and its like) the nearest value is taken,
 or with ``perturbed=True`` one anywhere within that error, another for every ``seed``.
+
+NotImplementedError is raised, with the kernel and the place, where going on would give a wrong result: at instructions
+and types of parameters that Triton does not make of these kernels, at kernels that ask for scratch memory, where more
+than 4,096 programs wait for each other, and where a graph captures an operator of torch that both writes an argument
+and returns something new.  Launchers in C are not built: launches are carried out in Python.
 """
 
 from typing import TYPE_CHECKING, Any

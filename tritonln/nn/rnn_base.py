@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from tritonln.nn.rnn_layout import laid_out
 from tritonln.nn.rnn_parameters import changed
 from tritonln.nn.rnn_parameters import reset as reset_values
-from tritonln.ops.recurrent.shared import check_resets
+from tritonln.ops.recurrent.contract import check_resets
 
 
 class LayerNormRNNBase(torch.nn.RNNBase, abc.ABC):

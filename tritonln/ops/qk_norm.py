@@ -25,7 +25,7 @@ from tritonln.ops.contract import (
     transformed,
 )
 from tritonln.ops.overridden import jagged_in_graph, overridden
-from tritonln.ops.qk_norm_plans import Norm, Tensors, forward, forward_in_place
+from tritonln.ops.qk_norm_rows import Norm, Tensors, forward, forward_in_place
 
 
 def qk_norm(

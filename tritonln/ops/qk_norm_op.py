@@ -11,7 +11,8 @@ from torch import Tensor
 from tritonln.device import Device, kernels_on
 from tritonln.ops import library
 from tritonln.ops.contract import arithmetic, autograd_inside, beyond_numbers, refuse_tangents, traced
-from tritonln.ops.qk_norm_plans import Needs, Norm, Tensors, backward, forward
+from tritonln.ops.qk_norm_plans import Needs
+from tritonln.ops.qk_norm_rows import Norm, Tensors, backward, forward
 from tritonln.ops.row_formula import normalized, rows
 from tritonln.ops.subclasses import RULES
 

@@ -8,7 +8,7 @@ from torch.distributed.tensor import Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.experimental import register_sharding
 
 from tritonln.ops import library
-from tritonln.ops.qk_norm_plans import Tensors
+from tritonln.ops.qk_norm_rows import Tensors
 from tritonln.ops.row_sharding import Sharding, placed, present, seen
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from tritonln.ops import library, qk_norm_op
-from tritonln.ops.qk_norm_plans import Needs, Norm, Tensors
+from tritonln.ops.qk_norm_plans import Needs
+from tritonln.ops.qk_norm_rows import Norm, Tensors
 from tritonln.ops.row_transforms import front, pulled
 
 

@@ -13,21 +13,10 @@ from tritonln.ops import library
 from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
 from tritonln.ops.recurrent import plain
 from tritonln.ops.recurrent.autograd import Arguments, Backward
+from tritonln.ops.recurrent.contract import autocast_dtype, cast, check, check_lengths, check_norms, check_resets
 from tritonln.ops.recurrent.gru_sequence import GROUPS, backward, forward
 from tritonln.ops.recurrent.sharded import overridable
-from tritonln.ops.recurrent.shared import (
-    autocast_dtype,
-    cast,
-    check,
-    check_lengths,
-    check_norms,
-    check_resets,
-    fake_gradients,
-    filled,
-    present,
-    real,
-    total_bias,
-)
+from tritonln.ops.recurrent.shared import fake_gradients, filled, present, real, total_bias
 
 
 @overridable

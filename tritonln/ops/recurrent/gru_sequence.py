@@ -11,9 +11,9 @@ from torch import Tensor
 
 from tritonln.ops.contract import arithmetic, contiguous
 from tritonln.ops.recurrent import gru_aten, gru_steps, gru_whole_sequence
+from tritonln.ops.recurrent.contract import device_of, without_autocast
 from tritonln.ops.recurrent.shared import (
     GRUSteps,
-    device_of,
     gains_backward,
     gone_on_from,
     input_bias,
@@ -24,7 +24,6 @@ from tritonln.ops.recurrent.shared import (
     total_bias,
     widths,
     with_starts,
-    without_autocast,
     without_padding,
 )
 

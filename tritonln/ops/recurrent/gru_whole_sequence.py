@@ -13,6 +13,7 @@ from tritonln.configurations.tunable import register
 from tritonln.device import Device
 from tritonln.launch import Plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
+from tritonln.ops.recurrent import gru_step_plans as step_plans
 from tritonln.ops.recurrent import gru_steps as stepwise
 from tritonln.ops.recurrent.shared import GRUSteps, direction, states
 from tritonln.ops.recurrent.whole_sequence import WholeSequence, plan, settle
@@ -29,7 +30,7 @@ def _kernels() -> tuple[Any, Any]:
 def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
     x_rz, x_n, weight, w_hh, b_hh, lengths, starts, state, h, p, stats, *_, eps = arguments
     s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, 2, False, False, eps)
-    launching = stepwise.forward_plan_of(x_rz.dtype, s, p is not None, device)
+    launching = step_plans.forward_plan_of(x_rz.dtype, s, p is not None, device)
     room = x_rz.new_empty((1, x_rz.shape[1], len(weight))) if p is None else p
     h, state = (state, None) if h is None else (h, state)
     written = (h, state, room, stats, None if starts is None else h[0].clone())
@@ -55,7 +56,7 @@ FORWARD = WholeSequence(
     kernel=lambda: _kernels()[0],
     constants=lambda H, group, summed, inner: (
         H,
-        *stepwise.x_widths(H, 3 if summed or inner else group),
+        *step_plans.x_widths(H, 3 if summed or inner else group),
         group,
         summed,
         inner,
@@ -72,7 +73,7 @@ def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
     dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, starts, state, stats, *rest = arguments
     dgates, dm, dp, dh = rest[:4]
     s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, 2, x_rz is None, False, 0.0)
-    launching = stepwise.backward_plan_of(p.dtype, dtype_of(dy), s, device)
+    launching = step_plans.backward_plan_of(p.dtype, dtype_of(dy), s, device)
     through_p = p.new_zeros(dh.shape)
     dh0 = None if starts is None else torch.zeros_like(dh)
     read = (dy, x_rz, x_n, p, stats, state, weight, w_hh, b_hh, lengths, starts)
@@ -98,8 +99,8 @@ BACKWARD = WholeSequence(
     },
     results=("dgates", "dm", "dp", "dh"),
     kernel=lambda: _kernels()[1],
-    constants=lambda H, group, inner: (H, *stepwise.x_widths(H, 3 if inner else group), group, inner),
-    usual=stepwise.PAPER,
+    constants=lambda H, group, inner: (H, *step_plans.x_widths(H, 3 if inner else group), group, inner),
+    usual=step_plans.PAPER,
     stepwise=_backward_stepwise,
     demand=lambda x, resets: Demand(x, 3, 7 * x + 4, 8),
     keys=_backward_keys,
@@ -135,8 +136,8 @@ def forward(
     dtype, wide = x_rz.dtype, arithmetic(x_rz.dtype)
     settle(
         save,
-        lambda: stepwise.forward_plan_of(dtype, s, save, device),
-        lambda: stepwise.backward_plan_of(dtype, dtype, s, device),
+        lambda: step_plans.forward_plan_of(dtype, s, save, device),
+        lambda: step_plans.backward_plan_of(dtype, dtype, s, device),
         lambda: backward_plan(dtype, dtype, s, device),
     )
     launching = forward_plan(dtype, s, save, device)

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from tritonln.ops.contract import arithmetic, contiguous
 from tritonln.ops.recurrent import lstm_aten, lstm_steps, lstm_whole_sequence
+from tritonln.ops.recurrent.contract import device_of, without_autocast
 from tritonln.ops.recurrent.shared import (
     LSTMSteps,
-    device_of,
     gains_backward,
     gone_on_from,
     norm_backward,
@@ -22,7 +22,6 @@ from tritonln.ops.recurrent.shared import (
     total_bias,
     widths,
     with_starts,
-    without_autocast,
     without_padding,
 )
 

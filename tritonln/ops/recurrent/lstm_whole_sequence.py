@@ -13,6 +13,7 @@ from tritonln.configurations.tunable import register
 from tritonln.device import Device
 from tritonln.launch import Plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
+from tritonln.ops.recurrent import lstm_step_plans as step_plans
 from tritonln.ops.recurrent import lstm_steps as stepwise
 from tritonln.ops.recurrent.shared import LSTMSteps, direction, states
 from tritonln.ops.recurrent.whole_sequence import WholeSequence, plan, settle
@@ -29,7 +30,7 @@ def _kernels() -> tuple[Any, Any]:
 def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
     x, weight, w_hh, b_hh, w_c, b_c, lengths, starts, h, c, p, stats, *_, eps = arguments
     s = LSTMSteps(weight, w_hh, b_hh, w_c, b_c, None, lengths, starts, False, False, 4, False, eps)
-    launching = stepwise.forward_plan_of(x.dtype, s, p is not None, device)
+    launching = step_plans.forward_plan_of(x.dtype, s, p is not None, device)
     room = torch.empty_like(x[:1]) if p is None else p
     written = (h, c, room, stats, None, None if starts is None else h[0].clone())
     read = (weight, None, w_hh, b_hh, w_c, b_c, lengths, starts)
@@ -66,7 +67,7 @@ def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
     dy, dcells, x, p, weight, w_hh, b_hh, w_c, b_c, lengths, starts, c, stats, *found, _, _, _, _, _, eps = arguments
     dgates, dp, dh, dc, dw_c, db_c = found
     s = LSTMSteps(weight, w_hh, b_hh, w_c, b_c, None, lengths, starts, False, False, 4, x is None, eps)
-    launching = stepwise.backward_plan_of(p.dtype, dtype_of(dy), dtype_of(dcells), s, device)
+    launching = step_plans.backward_plan_of(p.dtype, dtype_of(dy), dtype_of(dcells), s, device)
     kept = None if lengths is None else torch.zeros_like(dh)
     sums = [None if t is None else t.new_zeros((launching.count(p.shape[1]), t.shape[1])) for t in (dw_c, db_c)]
     dc0 = None if starts is None else torch.zeros_like(dc)
@@ -141,8 +142,8 @@ def forward(
     dtypes = (x.dtype, x.dtype, None)
     settle(
         save,
-        lambda: stepwise.forward_plan_of(x.dtype, s, save, device),
-        lambda: stepwise.backward_plan_of(*dtypes, s, device),
+        lambda: step_plans.forward_plan_of(x.dtype, s, save, device),
+        lambda: step_plans.backward_plan_of(*dtypes, s, device),
         lambda: backward_plan(*dtypes, s, device),
     )
     launching = forward_plan(x.dtype, s, save, device)

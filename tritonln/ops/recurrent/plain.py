@@ -16,15 +16,8 @@ from torch import Tensor
 from tritonln.ops import row_formula
 from tritonln.ops.contract import arithmetic
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.ops.recurrent.shared import (
-    input_bias,
-    order,
-    running,
-    starting,
-    total_bias,
-    without_autocast,
-    without_padding,
-)
+from tritonln.ops.recurrent.contract import without_autocast
+from tritonln.ops.recurrent.shared import input_bias, order, running, starting, total_bias, without_padding
 from tritonln.ops.rows import Settings
 
 
