@@ -85,7 +85,7 @@ def calls(name: str, dtype: torch.dtype, save: bool, variant: dict[str, Any]) ->
     directions, saved = ([h, rest[0]], [h, *rest]) if name == "layer_norm_lstm" else ([h], [h, *rest])
     for parity in (0, 1):
         needs = [t is not None and k % 2 == parity for k, t in enumerate(inputs)]
-        yield backward, (*map(strided, directions), inputs, saved, *constants, needs)
+        yield backward, (list(map(strided, directions)), inputs, saved, *constants, needs)
 
 
 @pytest.fixture(params=["kernels", "aten"])

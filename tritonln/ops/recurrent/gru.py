@@ -1,4 +1,4 @@
-"""layer_norm_gru: one layer in one direction; the public function, autograd, and the custom op for traced code."""
+"""layer_norm_gru: one layer in one direction."""
 
 from __future__ import annotations
 
@@ -7,16 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
-from tritonln.ops import library
-from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
+from tritonln.ops.contract import arithmetic
 from tritonln.ops.recurrent import plain
-from tritonln.ops.recurrent.autograd import Arguments, Backward
 from tritonln.ops.recurrent.contract import autocast_dtype, cast, check, check_lengths, check_norms, check_resets
 from tritonln.ops.recurrent.gru_sequence import GROUPS, backward, forward
+from tritonln.ops.recurrent.operator import RecurrentOperator, define
 from tritonln.ops.recurrent.sharded import overridable
-from tritonln.ops.recurrent.shared import fake_gradients, filled, present, real, total_bias
+from tritonln.ops.recurrent.shared import total_bias
 
 
 @overridable
@@ -140,143 +138,43 @@ def layer_norm_gru(
             ln_bias = total_bias(ln_bias, shift)
         else:
             bias_ih, bias_hh = total_bias(bias_ih, shift), torch.zeros_like(shift) if bias_hh is None else bias_hh
-    tensors = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    arguments = (*tensors, lengths, resets, reverse, norm_groups, reset, float(eps), cuda_graph)
-    h: Any
-    if transformed():
-        save, (h,) = False, plain.gru(*arguments)  # autograd saves what it needs
-    elif traced(*tensors):
-        h, *_ = library.op("layer_norm_gru")(*arguments, save)
-    elif save:
-        h = _LayerNormGRU.apply(*arguments)
-    else:
-        h, *_ = forward(*_grouped(arguments), False)
+    gates = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
+    (h,), save = GRU(x, h0, *gates, lengths, resets, reverse, norm_groups, reset, float(eps), cuda_graph)
     steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
     # What is saved for backward is nobody's to change.
     return h[steps].clone() if save else h[steps], h[last].clone()
 
 
-# ---- eager -------------------------------------------------------------------------------------
-
-
-class _LayerNormGRU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> Tensor | None:
-        h, *saved = forward(*_grouped(arguments), True)
-        _backward.save(ctx, _grouped(arguments), (h, *saved))
-        return h
-
-    @staticmethod
-    def backward(ctx: Any, dh: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dh), None, None, None, None, None, None, None
-
-
-def _grouped(arguments: tuple[Any, ...]) -> Arguments:
-    return Arguments(arguments[:10], arguments[10:12], arguments[12:17])
-
-
-# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
-
-
-def _op(
-    x: Tensor,
-    h0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    ln_ih_weight: Tensor | None,
-    ln_hh_weight: Tensor | None,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    norm_groups: str,
-    reset: str,
-    eps: float,
-    cuda_graph: bool,
-    save: bool,
-) -> list[Tensor]:
-    refuse_tangents("layer_norm_gru")
-    inputs = (x, h0, weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias)
-    h, *saved = forward(inputs, (lengths, resets), (reverse, norm_groups, reset, eps, cuda_graph), save)
-    return list(filled(x, h, *(saved if save else [None] * 8)))
-
-
-def _fake(x: Tensor, h0: Tensor, *rest: Any) -> list[Tensor]:
-    ln_weight, norm_groups, reset, save = rest[6], rest[-5], rest[-4], rest[-1]
+def _room(inputs: Sequence[Any], constants: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """What `forward` returns, without values."""
+    x, h0, *_, ln_weight, _ = inputs
+    _, norm_groups, reset, *_ = constants
     (T, B, _), H, dtype = x.shape, h0.shape[1], arithmetic(x.dtype)
-    h = x.new_empty((T + 1, B, H))
-    if not save:
-        return list(filled(x, h, *[None] * 8))
     summed, G = ln_weight is not None, (2 + GROUPS[norm_groups]) // GROUPS[norm_groups]
     joint = summed or norm_groups == "joint"
-    return list(
-        filled(
-            x,
-            h,
-            None if x.dtype == dtype else x.new_empty((T + 1, B, H), dtype=dtype),
-            None if summed else x.new_empty((T, B, 3 * H)),
-            x.new_empty((T, B, 3 * H if joint else 2 * H)),
-            None if joint else x.new_empty((T, B, H)),
-            None if summed else x.new_empty((T * B, 2), dtype=dtype),
-            None if joint else x.new_empty((T * B, 2), dtype=dtype),
-            None if summed and reset == "candidate" else x.new_empty((T, B, 3 * H)),
-            x.new_empty((T, G, B, 2), dtype=dtype),
-        )
+    return (
+        x.new_empty((T + 1, B, H)),
+        None if x.dtype == dtype else x.new_empty((T + 1, B, H), dtype=dtype),
+        None if summed else x.new_empty((T, B, 3 * H)),
+        x.new_empty((T, B, 3 * H if joint else 2 * H)),
+        None if joint else x.new_empty((T, B, H)),
+        None if summed else x.new_empty((T * B, 2), dtype=dtype),
+        None if joint else x.new_empty((T * B, 2), dtype=dtype),
+        None if summed and reset == "candidate" else x.new_empty((T, B, 3 * H)),
+        x.new_empty((T, G, B, 2), dtype=dtype),
     )
 
 
-def _backward_op(
-    dh: Tensor | None,
-    inputs: Sequence[Tensor | None],
-    saved: Sequence[Tensor | None],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    norm_groups: str,
-    reset: str,
-    eps: float,
-    cuda_graph: bool,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    inputs = real(inputs)
-    constants = (reverse, norm_groups, reset, eps, cuda_graph)
-    found = backward(dh, inputs, present(saved), (lengths, resets), constants, needs)
-    return list(filled(inputs[0], *found))
-
-
-def _fake_backward(dh: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
-    return fake_gradients(inputs, rest[-1])
-
-
-_backward = Backward(10, plain.gru, "layer_norm_gru_backward", backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    _backward.save(ctx, _grouped(inputs), output)
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _op_backward(ctx: Any, gradients: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    return *_backward(ctx, gradients[0]), None, None, None, None, None, None, None, None
-
-
-def _decomposed(*arguments: Any) -> list[Tensor]:
-    """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
-    (h,) = plain.gru(*arguments[:-1])
-    return list(filled(h, h, *[None] * 8))
-
-
-library.define(
+GRU = RecurrentOperator(
     "layer_norm_gru",
-    infer_schema(_op, mutates_args=()),
-    _op,
-    _fake,
-    backward=_op_backward,
-    setup_context=_setup_context,
-    decomposition=_decomposed,
+    required=("x", "h0", "weight_ih", "weight_hh"),
+    optional=("bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight", "ln_weight", "ln_bias"),
+    constants="bool reverse, str norm_groups, str reset, float eps, bool cuda_graph",
+    states=1,
+    results=9,
+    forward=forward,
+    backward=backward,
+    plain=plain.gru,
+    room=_room,
 )
-library.define("layer_norm_gru_backward", infer_schema(_backward_op, mutates_args=()), _backward_op, _fake_backward)
+define(GRU)

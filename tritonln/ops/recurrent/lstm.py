@@ -1,4 +1,4 @@
-"""layer_norm_lstm: one layer in one direction; the public function, autograd, and the custom op for traced code."""
+"""layer_norm_lstm: one layer in one direction."""
 
 from __future__ import annotations
 
@@ -7,16 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import infer_schema
 
-from tritonln.ops import library
-from tritonln.ops.contract import arithmetic, refuse_tangents, traced, transformed
+from tritonln.ops.contract import arithmetic
 from tritonln.ops.recurrent import plain
-from tritonln.ops.recurrent.autograd import Arguments, Backward
 from tritonln.ops.recurrent.contract import autocast_dtype, cast, check, check_lengths, check_norms, check_resets
 from tritonln.ops.recurrent.lstm_sequence import GROUPS, backward, forward
+from tritonln.ops.recurrent.operator import RecurrentOperator, define
 from tritonln.ops.recurrent.sharded import overridable
-from tritonln.ops.recurrent.shared import fake_gradients, filled, present, real
 
 
 @overridable
@@ -108,16 +105,8 @@ def layer_norm_lstm(
         parameters = (weight_ih, weight_hh, *parameters[2:8], weight_hr, ln_weight, ln_bias)
     _check(x, h0, c0, parameters, lengths, carry, norm_groups)
     check_resets("layer_norm_lstm", resets, x)
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, h0, c0, *parameters))
-    arguments = (x, h0, c0, *parameters, lengths, resets, reverse, carry, norm_groups, float(eps), cuda_graph)
-    if transformed():
-        save, (h, c) = False, plain.lstm(*arguments)  # autograd saves what it needs
-    elif traced(x, h0, c0, *parameters):
-        h, c, *_ = library.op("layer_norm_lstm")(*arguments, save)
-    elif save:
-        h, c = _LayerNormLSTM.apply(*arguments)
-    else:
-        h, c, *_ = forward(*_grouped(arguments), False)
+    masks = (lengths, resets)
+    (h, c), save = LSTM(x, h0, c0, *parameters, *masks, reverse, carry, norm_groups, float(eps), cuda_graph)
     if c.dtype != c0.dtype:
         c = c.to(c0.dtype)
     steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
@@ -168,71 +157,15 @@ def _check(
     check_lengths("layer_norm_lstm", lengths, x)
 
 
-# ---- eager -------------------------------------------------------------------------------------
-
-
-class _LayerNormLSTM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *arguments: Any) -> tuple[Tensor, Tensor]:
-        h, c, *saved = forward(*_grouped(arguments), True)
-        _backward.save(ctx, _grouped(arguments), (h, c, *saved))
-        return h, c
-
-    @staticmethod
-    def backward(ctx: Any, dh: Tensor | None, dc: Tensor | None) -> tuple[Tensor | None, ...]:
-        return *_backward(ctx, dh, dc), None, None, None, None, None, None, None
-
-
-def _grouped(arguments: tuple[Any, ...]) -> Arguments:
-    return Arguments(arguments[:14], arguments[14:16], arguments[16:21])
-
-
-# ---- the custom op: what torch.compile, torch.export and fake tensors see ------------------------
-
-
-def _op(
-    x: Tensor,
-    h0: Tensor,
-    c0: Tensor,
-    weight_ih: Tensor,
-    weight_hh: Tensor,
-    bias_ih: Tensor | None,
-    bias_hh: Tensor | None,
-    ln_ih_weight: Tensor | None,
-    ln_hh_weight: Tensor | None,
-    ln_c_weight: Tensor | None,
-    ln_c_bias: Tensor | None,
-    weight_hr: Tensor | None,
-    ln_weight: Tensor | None,
-    ln_bias: Tensor | None,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    norm_groups: str,
-    eps: float,
-    cuda_graph: bool,
-    save: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    refuse_tangents("layer_norm_lstm")
-    gates = (weight_ih, weight_hh, bias_ih, bias_hh, ln_ih_weight, ln_hh_weight)
-    inputs = (x, h0, c0, *gates, ln_c_weight, ln_c_bias, weight_hr, ln_weight, ln_bias)
-    h, c, *saved = forward(inputs, (lengths, resets), (reverse, carry, norm_groups, eps, cuda_graph), save)
-    return filled(x, h, c, *(saved if save else [None] * 6))  # type: ignore[return-value]
-
-
-def _fake(x: Tensor, h0: Tensor, c0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    ln_ih_weight, weight_hr, ln_weight, norm_groups, save = rest[4], rest[8], rest[9], rest[-4], rest[-1]
+def _room(inputs: Sequence[Any], constants: Sequence[Any]) -> tuple[Tensor | None, ...]:
+    """What `forward` returns, without values."""
+    x, h0, c0, *_, ln_ih_weight, _, _, _, weight_hr, ln_weight, _ = inputs
     (T, B, _), H, dtype = x.shape, c0.shape[1], arithmetic(x.dtype)
-    h, c = x.new_empty((T + 1, *h0.shape)), x.new_empty((T + 1, B, H), dtype=dtype)
-    if not save:
-        return filled(x, h, c, *[None] * 6)
-    hoisted, G = ln_ih_weight is not None, 4 // GROUPS[norm_groups]
+    hoisted, G = ln_ih_weight is not None, 4 // GROUPS[constants[2]]
     gates_x, p = (x.new_empty((T, B, 4 * H)) for _ in range(2))
-    return filled(
-        x,
-        h,
-        c,
+    return (
+        x.new_empty((T + 1, *h0.shape)),
+        x.new_empty((T + 1, B, H), dtype=dtype),
         torch.empty_like(gates_x) if hoisted else None,
         gates_x,
         x.new_empty((T * B, 2), dtype=dtype) if hoisted else None,
@@ -242,55 +175,19 @@ def _fake(x: Tensor, h0: Tensor, c0: Tensor, *rest: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _backward_op(
-    dh: Tensor | None,
-    dc: Tensor | None,
-    inputs: Sequence[Tensor | None],
-    saved: Sequence[Tensor | None],
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: bool,
-    carry: bool,
-    norm_groups: str,
-    eps: float,
-    cuda_graph: bool,
-    needs: Sequence[bool],
-) -> list[Tensor]:
-    inputs = real(inputs)
-    constants = (reverse, carry, norm_groups, eps, cuda_graph)
-    found = backward(dh, dc, inputs, present(saved), (lengths, resets), constants, needs)
-    return list(filled(inputs[0], *found))
-
-
-def _fake_backward(dh: Tensor | None, dc: Tensor | None, inputs: Sequence[Tensor | None], *rest: Any) -> list[Tensor]:
-    return fake_gradients(inputs, rest[-1])
-
-
-_backward = Backward(14, plain.lstm, "layer_norm_lstm_backward", backward)
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _backward.save(ctx, _grouped(inputs), output)
-    ctx.mark_non_differentiable(*output[2:])
-
-
-def _op_backward(ctx: Any, dh: Tensor | None, dc: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    return *_backward(ctx, dh, dc), None, None, None, None, None, None, None, None
-
-
-def _decomposed(*arguments: Any) -> tuple[Tensor, ...]:
-    """In ATen's operators, for exporters.  Nothing is saved: a backward in the same graph computes it again."""
-    h, c = plain.lstm(*arguments[:-1])
-    return filled(h, h, c, *[None] * 6)
-
-
-library.define(
+LSTM = RecurrentOperator(
     "layer_norm_lstm",
-    infer_schema(_op, mutates_args=()),
-    _op,
-    _fake,
-    backward=_op_backward,
-    setup_context=_setup_context,
-    decomposition=_decomposed,
+    required=("x", "h0", "c0", "weight_ih", "weight_hh"),
+    optional=(
+        *("bias_ih", "bias_hh", "ln_ih_weight", "ln_hh_weight", "ln_c_weight", "ln_c_bias"),
+        *("weight_hr", "ln_weight", "ln_bias"),
+    ),
+    constants="bool reverse, bool carry, str norm_groups, float eps, bool cuda_graph",
+    states=2,
+    results=8,
+    forward=forward,
+    backward=backward,
+    plain=plain.lstm,
+    room=_room,
 )
-library.define("layer_norm_lstm_backward", infer_schema(_backward_op, mutates_args=()), _backward_op, _fake_backward)
+define(LSTM)
