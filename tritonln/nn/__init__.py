@@ -1,6 +1,7 @@
 """Modules with torch's constructors and state, on tritonln's kernels."""
 
 from tritonln.nn.dit import DiTBlock, GatedStream
+from tritonln.nn.dreamer import DreamerV3Cell, load_dreamerv3
 from tritonln.nn.family import AdaptiveLayerNorm, AdaptiveRMSNorm, AddLayerNorm, AddRMSNorm, GatedRMSNorm
 from tritonln.nn.llama import KVCache, LlamaBlock, rotary_table
 from tritonln.nn.norm import LayerNorm, RMSNorm
@@ -36,6 +37,7 @@ __all__ = [
     "AddLayerNorm",
     "AddRMSNorm",
     "DiTBlock",
+    "DreamerV3Cell",
     "GatedRMSNorm",
     "GatedStream",
     "KVCache",
@@ -56,6 +58,7 @@ __all__ = [
     "TransformerReport",
     "load_di_engine_lstm",
     "load_dreamer_gru",
+    "load_dreamerv3",
     "load_fastrnns",
     "load_haste_gru",
     "load_haste_lstm",

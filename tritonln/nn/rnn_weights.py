@@ -18,8 +18,8 @@ comes back is of the variant that computes the same:
 | sheeprl's Dreamer    |       | bias=False                                                                            |
 | icefall              | GRU   | gate_norm="sum", norm_groups="gates"                                                  |
 
-The GRU of the official DreamerV3, whose recurrent matrix is 8 blocks on a diagonal, is not among them: its gates are
-not normalized, only what goes in and comes out, by RMS norms.
+The core of DreamerV3's own code is another function, :class:`tritonln.nn.DreamerV3Cell`: its matrices are 8 blocks on a
+diagonal, RMS norms stand before the gates and none on them, and h reaches the gates through two layers.
 
 The order of gates and what is transposed is the loaders' business: here gates are torch's i, f, g, o and r, z, n, and
 z keeps the old state.
@@ -127,7 +127,7 @@ def load_di_engine_lstm(weights: Mapping[str, Tensor], **options: Any) -> LayerN
     layers = weights["bias"].shape[0] if "bias" in weights else 1
     names = ["bias", *(f"{kind}.{n}" for n in range(layers) for kind in ("wx", "wh"))]
     names += [f"norm.{n}.{kind}" for n in range(2 * layers) for kind in ("weight", "bias")]
-    _expect("load_di_engine_lstm", weights, names)
+    expect("load_di_engine_lstm", weights, names)
     renamed: dict[str, Tensor] = {}
     for n in range(layers):
         renamed |= {
@@ -148,7 +148,7 @@ def load_dreamer_gru(weights: Mapping[str, Tensor], eps: float = 1e-3, **options
     Gates r, n, z, all of the sum normalized together, r a factor of the whole candidate.
     """
     matrix, gain, bias = "layers.GRU_linear.weight", "layers.GRU_norm.weight", "layers.GRU_norm.bias"
-    _expect("load_dreamer_gru", weights, [matrix, gain, bias])
+    expect("load_dreamer_gru", weights, [matrix, gain, bias])
     H = len(weights[gain]) // 3
     w_ih, w_hh = weights[matrix].split((weights[matrix].shape[1] - H, H), 1)
     return _dreamer(
@@ -162,7 +162,7 @@ def load_sheeprl_gru(weights: Mapping[str, Tensor], eps: float = 1e-3, **options
     Else as :func:`load_dreamer_gru`.  ``eps`` is that of its layer_norm_kw.
     """
     matrix, gain, bias = "linear.weight", "layer_norm.weight", "layer_norm.bias"
-    _expect("load_sheeprl_gru", weights, [matrix, gain, bias], ["linear.bias"])
+    expect("load_sheeprl_gru", weights, [matrix, gain, bias], ["linear.bias"])
     H = len(weights[gain]) // 3
     w_hh, w_ih = weights[matrix].split((H, weights[matrix].shape[1] - H), 1)
     renamed = {"weight_ih": w_ih, "weight_hh": w_hh, "ln_weight": weights[gain], "ln_bias": weights[bias]}
@@ -244,7 +244,7 @@ def load_tf_addons(weights: Sequence[Any], eps: float = 1e-3, **options: Any) ->
     return _filled(LayerNormLSTM, renamed, {**options, "cell_norm": "carry", "eps": eps})
 
 
-def _expect(loader: str, weights: Mapping[str, Tensor], names: Sequence[str], optional: Sequence[str] = ()) -> None:
+def expect(loader: str, weights: Mapping[str, Tensor], names: Sequence[str], optional: Sequence[str] = ()) -> None:
     """Raises for the first key that should not be there, and for those that should."""
     unknown = [name for name in weights if name not in (*names, *optional)]
     missing = [name for name in names if name not in weights]
@@ -265,7 +265,7 @@ def _cells(
         suffix = f"_l{found[1] or 0}" + ("_reverse" if found[2] == "1" else "")
         cells.setdefault(suffix, {})[found[3]] = t
     for suffix in cells or {"_l0": {}}:
-        _expect(f"{loader}, layer {suffix[2:]}", cells.get(suffix, {}), names, optional)
+        expect(f"{loader}, layer {suffix[2:]}", cells.get(suffix, {}), names, optional)
     return cells
 
 
