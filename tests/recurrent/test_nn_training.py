@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers.recurrent import flat
 from tritonln.nn import LayerNormGRU, LayerNormLSTM
@@ -65,14 +66,23 @@ def test_a_direction_is_one_op_of_the_graph() -> None:
     assert len(ops) == 1, ops
 
 
+@pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("layer", LAYERS)
-def test_autocast(layer: Any) -> None:
-    rnn, x = layer(4, 5), torch.randn(6, 3, 4)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, _ = rnn(x)
-    assert y.dtype == torch.bfloat16
-    y.float().sum().backward()
-    assert all(p.grad.dtype == torch.float32 for p in rnn.parameters())
+def test_autocast(layer: Any, packed: bool) -> None:
+    """h is in its dtype, and c in fp32 or in its dtype too, whatever of the three dtypes the others have."""
+    kinds = torch.float32, torch.bfloat16, torch.float16
+    for dtype, of_module, of_x, of_state in itertools.product(kinds[1:], kinds, kinds, [None, *kinds]):
+        rnn, x = layer(4, 5, dtype=of_module), torch.randn(6, 3, 4).to(of_x)
+        hx = None if of_state is None else torch.zeros(1, 3, 5, dtype=of_state)
+        states = hx if hx is None or layer is LayerNormGRU else (hx, hx)
+        sequence = pack_padded_sequence(x, torch.tensor([6, 4, 1])) if packed else x
+        with torch.autocast("cpu", dtype):
+            y, found = rnn(sequence, states)
+        h, *c = flat(found)
+        assert (y.data if packed else y).dtype == h.dtype == dtype
+        assert all(t.dtype == (torch.float32 if (of_state or of_x) == torch.float32 else dtype) for t in c)
+    h.float().sum().backward()
+    assert all(p.grad.dtype == of_module for p in rnn.parameters())
 
 
 @pytest.mark.parametrize(("layer", "dtype"), list(itertools.product(LAYERS, [torch.float16, torch.bfloat16])))

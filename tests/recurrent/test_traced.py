@@ -207,10 +207,13 @@ def test_a_dispatch_mode_sees_the_ops(name: str, device: torch.device) -> None:
 @pytest.mark.parametrize("trained", [True, False])
 @pytest.mark.parametrize("kind", [*LAYERS, LayerNormLSTMCell, LayerNormGRUCell])
 def test_jit_trace(kind: Any, trained: bool) -> None:
-    """The trace is played on other values."""
+    """The trace is played on other values, but not on sequences of another length, whose rest it would leave out."""
     module, x = kind(4, 5).requires_grad_(trained), torch.randn(3, 2, 4) if kind in LAYERS else torch.randn(2, 4)
     traced = torch.jit.trace(module, (x,))
     torch.testing.assert_close(flat(traced(2 * x)), flat(module(2 * x)))
+    if kind in LAYERS:
+        with pytest.raises(RuntimeError, match="Expected 3 elements in a list but found 4"):
+            traced(torch.randn(4, 2, 4))
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # torch's own

@@ -152,8 +152,8 @@ class LayerNormGRU(LayerNormRNNBase):
     ``ln_ih_weight_l0`` and ``ln_hh_weight_l0`` (3H,), of a sum ``ln_weight_l0`` and ``ln_bias_l0`` (3H,), in torch's
     gate order r, z, n.  z keeps the old state as in
     torch; the paper's z is 1 - z.  Call and results are :class:`torch.nn.GRU`'s, with ``resets`` as
-    :class:`LayerNormLSTM` has them; dtypes, arithmetic, what is saved for backward and errors are those of
-    :func:`tritonln.layer_norm_gru`.
+    :class:`LayerNormLSTM` has them, and as it under autocast and TorchScript; dtypes, arithmetic, what is saved for
+    backward and errors are those of :func:`tritonln.layer_norm_gru`.
 
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), section 3.1 and supplement.
     """

@@ -1,4 +1,7 @@
-"""Single time steps of the layer-normalized LSTM and GRU, with the constructor and call of torch's cells."""
+"""Single time steps of the layer-normalized LSTM and GRU, with the constructor and call of torch's cells.
+
+``torch.jit.trace`` takes them, ``torch.jit.script`` does not.
+"""
 
 from __future__ import annotations
 

@@ -93,6 +93,11 @@ def cast(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
     return [None if t is None else t.to(dtype) for t in tensors]
 
 
+def cast_halves(dtype: torch.dtype, *tensors: Tensor | None) -> list[Any]:
+    """For autocast to `dtype`: what may be in fp32 stays so, and 16 bits of another kind would fit to nothing."""
+    return [None if t is None else t.to(dtype) if t.dtype in HALF else t for t in tensors]
+
+
 def without_autocast(x: Tensor) -> contextlib.AbstractContextManager[Any]:
     """Inside, nothing is cast a second time."""
     return torch.autocast(x.device.type, enabled=False) if autocast_on(x) else contextlib.nullcontext()

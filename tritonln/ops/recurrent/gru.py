@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
 from tritonln.ops.recurrent import plain
-from tritonln.ops.recurrent.contract import autocast_dtype, cast, check, check_lengths, check_norms, check_resets
+from tritonln.ops.recurrent.contract import (
+    autocast_dtype,
+    cast,
+    cast_halves,
+    check,
+    check_lengths,
+    check_norms,
+    check_resets,
+)
 from tritonln.ops.recurrent.gru_sequence import GROUPS, backward, forward
 from tritonln.ops.recurrent.operator import RecurrentOperator, define
 from tritonln.ops.recurrent.sharded import overridable
@@ -77,7 +85,7 @@ def layer_norm_gru(
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     The biases and the gains may be fp32 for a 16-bit ``x``.  Under autocast ``x``, ``h0`` and the weight
-    matrices are cast to its dtype.
+    matrices are cast to its dtype, and all else that is 16-bit.
 
     Returns:
         ``y, h_n``: h of every step ``(T, B, H)`` and the last, in ``x``'s dtype.  The state that steps hand
@@ -101,6 +109,8 @@ def layer_norm_gru(
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, h0, weight_ih, weight_hh = cast(dtype, x, h0, weight_ih, weight_hh)
+        vectors = bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias
+        bias_ih, bias_hh, ln_ih_weight, ln_hh_weight, ln_weight, ln_bias = cast_halves(dtype, *vectors)
     if (bias_ih is None) != (bias_hh is None):
         raise RuntimeError("layer_norm_gru: expected both or neither of bias_ih and bias_hh")
     if (ln_ih_weight is None) != (ln_hh_weight is None) or (ln_hh_weight is None and ln_weight is None):

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from tritonln.ops.contract import arithmetic
 from tritonln.ops.recurrent import plain
-from tritonln.ops.recurrent.contract import autocast_dtype, cast, check, check_lengths, check_norms, check_resets
+from tritonln.ops.recurrent.contract import (
+    autocast_dtype,
+    cast,
+    cast_halves,
+    check,
+    check_lengths,
+    check_norms,
+    check_resets,
+)
 from tritonln.ops.recurrent.lstm_sequence import GROUPS, backward, forward
 from tritonln.ops.recurrent.operator import RecurrentOperator, define
 from tritonln.ops.recurrent.sharded import overridable
@@ -75,7 +83,7 @@ def layer_norm_lstm(
         cuda_graph: on CUDA, replay steps that are not one launch as a graph, from the second call of a shape on.
 
     The biases and the gains may be fp32 for a 16-bit ``x``.  Under autocast ``x``, ``h0`` and the weight
-    matrices are cast to its dtype.
+    matrices are cast to its dtype, and all else that is 16-bit.
 
     Returns:
         ``y, (h_n, c_n), cells``: h of every step ``(T, B, P)``, the last states, and c of every step
@@ -102,7 +110,8 @@ def layer_norm_lstm(
     dtype = autocast_dtype(x)
     if dtype is not None:
         x, h0, weight_ih, weight_hh, weight_hr = cast(dtype, x, h0, weight_ih, weight_hh, weight_hr)
-        parameters = (weight_ih, weight_hh, *parameters[2:8], weight_hr, ln_weight, ln_bias)
+        c0, *vectors = cast_halves(dtype, c0, *parameters[2:8], ln_weight, ln_bias)
+        parameters = (weight_ih, weight_hh, *vectors[:6], weight_hr, *vectors[6:])
     _check(x, h0, c0, parameters, lengths, carry, norm_groups)
     check_resets("layer_norm_lstm", resets, x)
     masks = (lengths, resets)

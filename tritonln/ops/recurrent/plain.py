@@ -1,7 +1,8 @@
 """The recurrent operators in plain torch, for whoever looks through an operator and not only at its results.
 
 Forward mode, torch.func, batched gradients, derivatives of derivatives and torch.jit.trace run here.  Roundings are
-those of the other paths.  It costs some twenty operators a time step, and autograd keeps their results.
+those of the other paths.  It costs some twenty operators a time step, and autograd keeps their results.  A trace
+unbinds the steps, so that it refuses sequences of another length than its own.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def lstm(
     groups = (4 * H,) if norm_groups == "joint" else (H,) * 4
     with without_autocast(x):
         products = F.linear(without_padding(x, lengths), weight_ih).to(dtype)
-        gates_x = norm(products, ln_ih_weight, total_bias(bias_ih, bias_hh), eps).to(x.dtype)
+        gates_x = norm(products, ln_ih_weight, total_bias(bias_ih, bias_hh), eps).to(x.dtype).unbind(0)
         h, c = initial = h0, c0.to(dtype)
         hs, cs = [h], [c]
         for t, previous, _after in order(T, reverse):
@@ -106,7 +107,7 @@ def gru(
     with without_autocast(x):
         products = F.linear(without_padding(x, lengths), weight_ih).to(dtype)
         bias = total_bias(bias_ih, bias_hh) if candidate else input_bias(bias_ih, bias_hh)
-        gates_x = norms(products, ln_ih_weight, bias, eps, groups).to(x.dtype)
+        gates_x = norms(products, ln_ih_weight, bias, eps, groups).to(x.dtype).unbind(0)
         h, state = initial = h0, h0.to(dtype)
         hs = [h]
         for t, previous, _after in order(T, reverse):
