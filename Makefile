@@ -3,11 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= auto
 
-# The shipped tables: what the model says of the usual hidden sizes in bf16.
+# The shipped tables: what the model says of the usual hidden sizes in bf16, for each Triton beside the torch installed.
 TARGETS := sm_80 sm_90 H200
+TRITONS := 3.7.1 3.6.0 3.8.0 3.9.0
 HIDDEN := 64,128,256,512,768,1024,1536,2048,3072,4096,5120,8192,12288,16384,32768,65536
 
-.PHONY: demo test check bench gpu-acceptance tables format clean
+.PHONY: demo test check bench gpu-acceptance tables $(TARGETS:%=tables-%) format clean
 
 demo: $(VENV)/installed
 	$(BIN)/python -m benchmarks.demo
@@ -32,10 +33,16 @@ bench: $(VENV)/installed
 gpu-acceptance:
 	PYTHONPATH=. $(PYTHON) -m benchmarks.acceptance
 
-tables: $(VENV)/installed
-	for target in $(TARGETS); do \
-	$(BIN)/python -m tritonln tune --offline --target $$target --hidden $(HIDDEN) --dtype bf16 --candidates 4 \
-	--folder autotune_cache || exit 1; done
+# `make -j3 tables` makes those of the GPUs side by side.  An entry has the times of the first Triton that found it.
+tables: $(TARGETS:%=tables-%)
+
+$(TARGETS:%=tables-%): tables-%: $(VENV)/installed $(TRITONS:%=build/triton-%)
+	for triton in $(TRITONS); do \
+	PYTHONPATH=build/triton-$$triton $(BIN)/python -m tritonln tune --offline --target $* --hidden $(HIDDEN) \
+	--dtype bf16 --candidates 4 --folder autotune_cache || exit 1; done
+
+$(TRITONS:%=build/triton-%): build/triton-%: | $(VENV)/installed
+	$(BIN)/pip install --quiet --no-deps --target $@ triton==$*
 
 format: $(VENV)/installed
 	$(BIN)/ruff check --fix .

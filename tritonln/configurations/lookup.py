@@ -182,13 +182,12 @@ def _identity(tunable: Tunable, key: Key, device: Device) -> tuple[str, int | st
 
 
 def _looked_up(tunable: Tunable, key: Key, device: Device) -> Entry:
-    name, legal = str(key), None
+    name = str(key)
     of_architecture = TARGETS.get(device.target, device)
     for folder, owner in ((user_folder(_policy.cache_dir), device), (SHIPPED, device), (SHIPPED, of_architecture)):
         value = None if folder is None else _entries(path_of(folder, tunable, owner), tunable, owner).get(name)
         if value is not None:
-            legal = legal or frozenset(tunable.candidates(key, device))
-            entry = entry_from(value, legal)
+            entry = entry_from(value, tunable.candidates(key, device))
             if entry is not None:
                 return entry
     return Entry(tunable.choice(key, device), "default")

@@ -62,18 +62,18 @@ def forward(N: int, work: Work, device: Device) -> Config:
 
 
 def forward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
+    """Clusters come last, as whether there are any may have to be tried."""
     yield forward(N, work, device)
     width = next_power_of_2(N)
-    for warps in launchable(device):
-        for each in VALUES:
-            tile = warps * 32 * each
-            if tile >= width:
-                yield Config(max(1, tile // max(64, width)), width, warps)
-                continue
-            if spread(device, width // tile):
-                yield Config(1, width, warps, width // tile)
-            if tile >= 1024:  # narrower chunks only merge moments more often
-                yield Config(1, tile, warps)
+    tiles = [(warps, warps * 32 * each) for warps in launchable(device) for each in VALUES]
+    for warps, tile in tiles:
+        if tile >= width:
+            yield Config(max(1, tile // max(64, width)), width, warps)
+        elif tile >= 1024:  # narrower chunks only merge moments more often
+            yield Config(1, tile, warps)
+    for warps, tile in tiles:
+        if tile < width and spread(device, width // tile):
+            yield Config(1, width, warps, width // tile)
 
 
 def forward_safe(N: int) -> Config:
@@ -81,8 +81,8 @@ def forward_safe(N: int) -> Config:
 
 
 def column_sum(N: int) -> Config:
-    """About 128 programs, none narrower than a 128-byte line."""
-    width = min(512, max(32, next_power_of_2(N) // 128))
+    """256 programs or more, so that each multiprocessor has two; none narrower than a 128-byte line."""
+    width = min(512, max(32, next_power_of_2(N // 256 + 1) // 2))
     return Config(4096 // width, width, 4)
 
 

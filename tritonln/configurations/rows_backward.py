@@ -171,15 +171,18 @@ def _split(each: int, work: Work, device: Device) -> Config:
 
 
 def backward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
+    """Clusters come last, as whether there are any may have to be tried."""
     yield backward(N, work, device)
     for warps in launchable(device):
         yield from _candidates_of_whole_rows(N, work, warps, device)
-        yield from _candidates_of_chunks(N, work, warps, device)
+        yield from _candidates_of_chunks(N, warps)
     columns = 512 // work.x_bytes  # of rows over programs
     for warps, pieces in itertools.product((4, 8), (1, 2, 4, 8)):
         if 4 <= pieces * columns // 32 <= 200 / work.tiles and pieces * columns <= N // 8:
             for ahead, programs in _residencies(warps * columns * pieces * work.streamed, warps, device):
                 yield Config(warps, columns, warps, 1, ahead, programs, pieces)
+    for warps in launchable(device):
+        yield from _candidates_of_clusters(N, work, warps, device)
 
 
 def _candidates_of_whole_rows(N: int, work: Work, warps: int, device: Device) -> Iterator[Config]:
@@ -193,17 +196,20 @@ def _candidates_of_whole_rows(N: int, work: Work, warps: int, device: Device) ->
                     yield Config(height, columns, warps, 1, ahead, programs, next_power_of_2(pieces), rest)
 
 
-def _candidates_of_chunks(N: int, work: Work, warps: int, device: Device) -> Iterator[Config]:
-    """Over the thread blocks of a cluster, or one after the other."""
+def _candidates_of_chunks(N: int, warps: int) -> Iterator[Config]:
+    """One after the other."""
+    for each, height in itertools.product(VALUES[:3], (8, 16, 32)):
+        columns = warps * 32 * each // height
+        if 64 <= columns <= next_power_of_2(N) // 2:  # a group's partial sums are 16 / height bytes a 16-bit value read
+            yield Config(height, columns, warps)
+
+
+def _candidates_of_clusters(N: int, work: Work, warps: int, device: Device) -> Iterator[Config]:
     width = next_power_of_2(N)
-    for each in VALUES[:3]:
-        tile = warps * 32 * each
+    for tile in (warps * 32 * each for each in VALUES[:3]):
         if width > tile and spread(device, ctas := width // tile):
             for ahead, programs in _residencies(width * work.streamed // ctas, warps, device):
                 yield Config(1, width, warps, ctas, ahead, programs)
-        for height in (8, 16, 32):  # a group's partial sums are 16 / height bytes a 16-bit value read
-            if 64 <= tile // height <= width // 2:
-                yield Config(height, tile // height, warps)
 
 
 def _residencies(tile_bytes: int, warps: int, device: Device) -> Iterator[tuple[int, int]]:

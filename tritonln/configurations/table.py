@@ -1,7 +1,9 @@
 """Tables of configurations as JSON files: one folder for each device, one file for each kernel.
 
-A file holds a header, which says what its entries are valid for, and one entry a line.  Nothing in
-it is trusted: an entry counts only if its configuration is one of the kernel's candidates.
+A file holds a header, which says what its entries are valid for, and the entries of a key, one a line.  Each names the
+Tritons that it was found with; no other Triton takes it, not even the next.  Where several found the same, the times
+are those of the first that is named.  Nothing in a file is trusted: an entry counts only if its configuration is one of
+the kernel's candidates.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import pathlib
 import re
 import tempfile
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tritonln.configurations.config import Config
@@ -22,7 +24,7 @@ from tritonln.configurations.tunable import Tunable
 from tritonln.device import Device
 from tritonln.version import __version__
 
-FORMAT = 1
+FORMAT = 2
 # Seconds that a save waits for others.  16 processes that save 100 times each take a few.
 LOCK_TIMEOUT = 60.0
 
@@ -45,15 +47,18 @@ class Entry:
         return {k: v for k, v in dataclasses.asdict(self).items() if v is not None and v != ()}
 
 
-def entry_from(value: Any, legal: Collection[Config]) -> Entry | None:
-    """The entry that a table's value stands for; None unless it is one, with a legal configuration."""
+def entry_from(value: Any, legal: Iterable[Config]) -> Entry | None:
+    """The entry that a table's value stands for; None unless it is one, with a legal configuration.
+
+    `legal` is walked up to that configuration: what comes later may be dearer to find.
+    """
     try:
-        fields = dict(value)
+        fields = {name: part for name, part in value.items() if name != "triton"}
         config = Config(**fields.pop("config"))
         if any(type(number) is not int for number in dataclasses.astuple(config)) or config not in legal:
             return None
         entry = Entry(config, **fields)
-    except (TypeError, ValueError, KeyError):
+    except (AttributeError, TypeError, ValueError, KeyError):
         return None
     return entry if entry.provenance in ("measured", "modelled") else None
 
@@ -79,21 +84,20 @@ def path_of(folder: pathlib.Path, tunable: Tunable, device: Device) -> pathlib.P
 
 @functools.cache
 def header(tunable: Tunable, device: Device) -> dict[str, Any]:
-    import triton
-
     facts = ("name", "backend", "arch", "multiprocessors", "shared_memory", "bandwidth", "l2", "clock")
     return {
         "format": FORMAT,
         "kernel": tunable.name,
         "source": tunable.source(),
         "tritonln": __version__,
-        "triton": triton.__version__,
         "device": {name: getattr(device, name) for name in facts},
     }
 
 
 def read(path: pathlib.Path, tunable: Tunable, device: Device) -> dict[str, Any]:
-    """The entries of a file, unverified; none of a file that is missing, broken, or made for something else."""
+    """This Triton's entries in a file, unverified; none of a file that is missing, broken, or of something else."""
+    import triton
+
     try:
         found = _parse(path.read_bytes())
     except OSError:
@@ -101,7 +105,17 @@ def read(path: pathlib.Path, tunable: Tunable, device: Device) -> dict[str, Any]
     except ValueError as error:
         warn_once(f"tritonln ignores a broken table of configurations, {path}: {error}")
         return {}
-    return found["entries"] if _valid_for(found["header"], header(tunable, device)) else {}
+    if not _valid_for(found["header"], header(tunable, device)):
+        return {}
+    held = ((key, entry) for key, value in found["entries"].items() for entry in _held(value))
+    return {key: entry for key, entry in held if triton.__version__ in entry["triton"]}
+
+
+def _held(value: Any) -> list[dict[str, Any]]:
+    """The entries of a key, as far as they name their Tritons."""
+    entries = [e for e in value if isinstance(e, dict)] if isinstance(value, list) else []
+    tritons = ((e, e.get("triton")) for e in entries)
+    return [e for e, t in tritons if t and isinstance(t, list) and all(isinstance(version, str) for version in t)]
 
 
 def _parse(text: bytes) -> dict[str, Any]:
@@ -121,14 +135,16 @@ def _valid_for(found: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
 
 def save(path: pathlib.Path, tunable: Tunable, device: Device, entries: Mapping[str, Entry]) -> bool:
     """Merges entries into a file, which is a whole table at every moment.  Warns and returns False if it cannot."""
+    import triton
     from filelock import FileLock, Timeout
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock", timeout=LOCK_TIMEOUT):
             kept = _kept(path, tunable, device)
-            merged = kept | {key: _dated(kept.get(key), entry.as_json()) for key, entry in entries.items()}
-            _replace(path, _text(header(tunable, device), merged))
+            found = {key: json.loads(json.dumps(entry.as_json())) for key, entry in entries.items()}
+            joined = {key: _joined(_held(kept.get(key)), e, triton.__version__) for key, e in found.items()}
+            _replace(path, _text(header(tunable, device), kept | joined))
         return True
     except (OSError, Timeout, NotImplementedError) as error:  # read-only; busy; a filesystem without locks
         warn_once(f"tritonln cannot save configurations to {path}: {error}")
@@ -149,15 +165,25 @@ def _kept(path: pathlib.Path, tunable: Tunable, device: Device) -> dict[str, Any
     return {}
 
 
-def _dated(before: Any, after: dict[str, Any]) -> dict[str, Any]:
-    """A result that comes out as before keeps its date, so that making a table again changes no byte."""
-    if isinstance(before, dict) and {**before, "date": None} == json.loads(json.dumps({**after, "date": None})):
-        return before
-    return after
+def _joined(held: list[dict[str, Any]], found: dict[str, Any], triton: str) -> list[dict[str, Any]]:
+    """The entries of a key with what one Triton found, which may be what another did."""
+    what = "config", "provenance"
+    same = next((e for e in held if all(e.get(w) == found[w] for w in what)), {"triton": [triton]})
+    others = [{**e, "triton": [t for t in e["triton"] if t != triton]} for e in held if e is not same]
+    if same["triton"][0] == triton:
+        mine = {**found, "triton": same["triton"]}
+        # A result that comes out as before keeps its date, so that making a table again changes no byte.
+        mine = same if {**same, "date": None} == {**mine, "date": None} else mine
+    else:
+        mine = {**same, "triton": list(dict.fromkeys([*same["triton"], triton]))}
+    return sorted((e for e in (mine, *others) if e["triton"]), key=lambda e: e["triton"])
 
 
 def _text(header: Mapping[str, Any], entries: Mapping[str, Any]) -> str:
-    lines = [f"{json.dumps(key)}: {json.dumps(entries[key], sort_keys=True)}" for key in sorted(entries)]
+    lines = (
+        f"{json.dumps(key)}: [{f',{chr(10)}'.join(json.dumps(e, sort_keys=True) for e in entries[key])}]"
+        for key in sorted(entries)
+    )
     return f'{{"header": {json.dumps(header, sort_keys=True)},\n"entries": {{\n' + ",\n".join(lines) + "\n}}\n"
 
 
