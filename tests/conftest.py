@@ -11,7 +11,7 @@ import torch
 from tritonln.configurations import lookup, table
 from tritonln.configurations.config import STEPS
 from tritonln.device import Device, kernels_on, triton_device_type
-from tritonln.launch import Launch
+from tritonln.launch import Launch, in_tuples, tensors_in
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -39,6 +39,21 @@ def poisoned() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def arguments_of_one_kind() -> Iterator[None]:
+    """A Launch does not look at the dtypes of its arguments: one that were given others would misread their memory."""
+    carry_out, kinds = Launch.__call__, {}
+
+    def checked(launch: Launch, programs: int, *arguments: Any) -> None:
+        kind = [None if t is None else t.dtype for t in tensors_in(in_tuples(arguments))]
+        assert kinds.setdefault(launch, kind) == kind, launch.name
+        carry_out(launch, programs, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Launch, "__call__", checked)
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -100,7 +100,7 @@ def inspect_kernel(
     """
     tunable, device = registered()[kernel], TARGETS[target]
     keys = list(tunable.keys(hidden, dtype))
-    key = next((k for k in keys if k.operands["w_hh"] == parameter_dtype), keys[0])
+    key = next((k for k in keys if k.operands["gain_hh"] == parameter_dtype), keys[0])
     config = known(tunable, key, device).config
     if config == STEPS:
         return None

@@ -5,8 +5,9 @@
                     INNER and there are stats, s takes their place, which the backward reads
     state, h        (T + 1, B, H), the initial state first (last in reverse); state is fp32 (fp64) and
                     h is what it rounds to; None: state is that itself
-    w_hh, b_hh      (3H,)  b_hh None: no bias; of b_hh only the part of n is read where there is an x; where INNER it is
-                    (4H,), b_rz, b_n and b_p
+    gain_hh         (3H,)
+    bias_hh         (3H,)  None: no bias; only the part of n is read where there is an x; where INNER it is (4H,), b_rz,
+                    b_n and b_p
     lengths         (B,)   row b runs at steps t < lengths[b] and carries its state else; None: always
     starts          (T + 1, B)  where true, the step that would go on from a slot goes on from `initial`, that of the
                     initial state; None: nowhere
@@ -35,8 +36,8 @@ def gru_step_fwd(
     x_rz_ptr,
     x_n_ptr,
     p_ptr,
-    w_hh_ptr,
-    b_hh_ptr,
+    gain_hh_ptr,
+    bias_hh_ptr,
     lengths_ptr,
     starts_ptr,
     state_ptr,
@@ -68,9 +69,9 @@ def gru_step_fwd(
     x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
     anew = starting(starts_ptr, previous, row0, rows, B)
     h = load_before(state_ptr, anew, previous, initial, row0, row, inside, B, H)
-    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
-    b_hh = load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
-    new_h, s = advance(p, x, h, w_hh, b_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
+    gain_hh = load_gates(gain_hh_ptr, cols, in_row, H, 3)
+    bias_hh = load_bias(bias_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
+    new_h, s = advance(p, x, h, gain_hh, bias_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
     if INNER and stats_ptr is not None:
         store_gates(x_rz_ptr + (t * B + row0) * (3 * H), rows * (3 * H) + cols, inside, H, s)
     if lengths_ptr is not None:
@@ -91,8 +92,8 @@ def gru_step_bwd(
     x_rz_ptr,
     x_n_ptr,
     p_ptr,
-    w_hh_ptr,
-    b_hh_ptr,
+    gain_hh_ptr,
+    bias_hh_ptr,
     lengths_ptr,
     starts_ptr,
     state_ptr,
@@ -132,8 +133,8 @@ def gru_step_bwd(
     x = load_x(x_rz_ptr, x_n_ptr, t * B + row0, rows, cols, inside, H, RZ, N_ROW)
     anew = starting(starts_ptr, previous, row0, rows, B)
     h = load_before(state_ptr, anew, previous, initial, row0, row, inside, B, H)
-    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 3)
-    b_hh = load_bias(b_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
+    gain_hh = load_gates(gain_hh_ptr, cols, in_row, H, 3)
+    bias_hh = load_bias(bias_hh_ptr, cols, in_row, H, x_rz_ptr is None, INNER)
     dh = load_upcast(dh_ptr + own, inside)
     if starts_ptr is not None:  # what came through W_hh is the initial state's
         dh = tl.where(starting(starts_ptr, current, row0, rows, B)[0], 0.0, dh)
@@ -143,7 +144,9 @@ def gru_step_bwd(
     runs = inside
     if lengths_ptr is not None:
         runs = inside & running(lengths_ptr, t, row0, rows, B)
-    dgates, dm, dp, kept = retreat(p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP, INNER)
+    dgates, dm, dp, kept = retreat(
+        p, x, h, dh, gain_hh, bias_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP, INNER
+    )
     if len(anew) > 0:
         tl.store(dh0_ptr + own, load_upcast(dh0_ptr + own, inside) + tl.where(anew[0], kept, 0.0), mask=inside)
         kept = tl.where(anew[0], 0.0, kept)

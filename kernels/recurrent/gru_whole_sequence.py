@@ -2,7 +2,7 @@
 
     A step is that of gru_cell.py, with p = W_hh h computed here; where SUM, p = W_hh h + x.
 
-    weight          (3H, H)  W_hh, in x's dtype
+    matrix_hh       (3H, H)  W_hh, in x's dtype
     p, dgates, dp   (T, B, 3H)  p None: not stored
     dy              (T + 1, B, H)  gradient of h; None: zero
     dh              (B, H)  gradient of the initial state, fp32, without that of W_hh in rows that start anew
@@ -30,9 +30,9 @@ from .matrix import load_blocks, products, sum_of_products
 def gru_persistent_fwd(
     x_rz_ptr,
     x_n_ptr,
-    weight_ptr,
-    w_hh_ptr,
-    b_hh_ptr,
+    matrix_hh_ptr,
+    gain_hh_ptr,
+    bias_hh_ptr,
     lengths_ptr,
     starts_ptr,
     state_ptr,
@@ -61,8 +61,8 @@ def gru_persistent_fwd(
     row = rows * H + cols
     gate_row = rows * (3 * H) + cols
 
-    blocks = load_blocks(weight_ptr, 1, H, H, 3, BLOCK_H)
-    w_hh, b_hh = load_gates(w_hh_ptr, col, col < H, H, 3), load_bias(b_hh_ptr, col, col < H, H, SUM, INNER)
+    blocks = load_blocks(matrix_hh_ptr, 1, H, H, 3, BLOCK_H)
+    gain_hh, bias_hh = load_gates(gain_hh_ptr, col, col < H, H, 3), load_bias(bias_hh_ptr, col, col < H, H, SUM, INNER)
     length = T
     if lengths_ptr is not None:
         length = tl.load(lengths_ptr + row0 + rows, mask=rows < B - row0, other=0)
@@ -87,7 +87,7 @@ def gru_persistent_fwd(
             p = products(rounded, blocks, (), PRECISION)
         if p_ptr is not None:
             store_gates(p_ptr + gates, gate_row, inside, H, p)
-        new_h, s = advance(p, x, h, w_hh, b_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
+        new_h, s = advance(p, x, h, gain_hh, bias_hh, x_rz_ptr, stats_ptr, row0, t, in_row, B, H, eps, GROUP, INNER)
         if INNER and stats_ptr is not None:
             store_gates(x_rz_ptr + gates, gate_row, inside, H, s)
         h = tl.where(t < length, new_h, h)
@@ -103,9 +103,9 @@ def gru_persistent_bwd(
     x_rz_ptr,
     x_n_ptr,
     p_ptr,
-    weight_ptr,
-    w_hh_ptr,
-    b_hh_ptr,
+    matrix_hh_ptr,
+    gain_hh_ptr,
+    bias_hh_ptr,
     lengths_ptr,
     starts_ptr,
     state_ptr,
@@ -134,7 +134,7 @@ def gru_persistent_bwd(
     row = rows * H + cols
     gate_row = rows * (3 * H) + cols
 
-    blocks = load_blocks(weight_ptr, H, 1, H, 3, BLOCK_H)
+    blocks = load_blocks(matrix_hh_ptr, H, 1, H, 3, BLOCK_H)
     dh = tl.zeros([BLOCK_M, BLOCK_H], tl.float32)
     dh0 = dh
     for step in tl.range(0, T, num_stages=STAGES):
@@ -146,15 +146,15 @@ def gru_persistent_bwd(
         anew = starting(starts_ptr, t + before, row0, rows, B)
         h = load_before(state_ptr, anew, t + before, before * T, row0, row, inside, B, H)
         # Again in every step: through all of them they would take registers that there are not.
-        w_hh = load_gates(w_hh_ptr, col, col < H, H, 3)
-        b_hh = load_bias(b_hh_ptr, col, col < H, H, x_rz_ptr is None, INNER)
+        gain_hh = load_gates(gain_hh_ptr, col, col < H, H, 3)
+        bias_hh = load_bias(bias_hh_ptr, col, col < H, H, x_rz_ptr is None, INNER)
         if dy_ptr is not None:
             dh += load_upcast(dy_ptr + current, inside)
         runs = inside
         if lengths_ptr is not None:
             runs = inside & running(lengths_ptr, t, row0, rows, B)
         dgates, dm, dp, kept = retreat(
-            p, x, h, dh, w_hh, b_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP, INNER
+            p, x, h, dh, gain_hh, bias_hh, stats_ptr, t, row0, rows, runs, in_row, B, H, GROUP, INNER
         )
         store_gates(dgates_ptr + gates, gate_row, inside, H, dgates)
         tl.store(dm_ptr + (t * B + row0) * H + row, dm, mask=inside)

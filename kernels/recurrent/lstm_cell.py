@@ -1,9 +1,9 @@
 """The arithmetic of one time step of a layer-normalized LSTM, forward and backward.
 
-    gates = LN(p; w_hh, b_hh) + x     p = W_hh h, x = LN(W_ih x; w_ih) + both biases; or
+    gates = LN(p; gain_hh, bias_hh) + x     p = W_hh h, x = LN(W_ih x; w_ih) + both biases; or
                                       p = W_hh h + W_ih x and no x, where the sum is normalized
     raw   = sigmoid(f) c + sigmoid(i) tanh(g)          (i, f, g, o) = gates
-    n     = LN(raw; w_c, b_c)
+    n     = LN(raw; gain_c, bias_c)
     h     = sigmoid(o) tanh(n)    c = raw, or n where CARRY
 
 Arguments are tiles of whole rows, one for each gate, and pointers as in lstm_steps.py; parameters are tuples of tiles,
@@ -38,13 +38,13 @@ def cell(gates, c):
 
 
 @triton.jit
-def norm_cell(raw, w_c, b_c, in_row, H, eps):
+def norm_cell(raw, gain_c, bias_c, in_row, H, eps):
     """n, and raw_hat and rstd where there is a norm."""
-    if len(w_c) == 0:
+    if len(gain_c) == 0:
         return raw, raw, raw
     else:
         raw_hat, mean, rstd = standardize((raw,), in_row, H, eps)
-        n = add(multiply(raw_hat, w_c), b_c)
+        n = add(multiply(raw_hat, gain_c), bias_c)
         return n[0], raw_hat[0], rstd
 
 
@@ -82,16 +82,31 @@ def load_before(ptr, anew, previous, initial, row0, row, inside, B, H):
 
 @triton.jit
 def advance(
-    p, x, c, w_hh, b_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, GROUP: tl.constexpr, CARRY: tl.constexpr
+    p,
+    x,
+    c,
+    gain_hh,
+    bias_hh,
+    gain_c,
+    bias_c,
+    stats_ptr,
+    row0,
+    t,
+    in_row,
+    B,
+    H,
+    eps,
+    GROUP: tl.constexpr,
+    CARRY: tl.constexpr,
 ):
     """A step forward of rows that run.  Returns (h, c)."""
     gates = p
-    if len(w_hh) > 0:
+    if len(gain_hh) > 0:
         p_hat, means, rstds = standardize_groups(p, in_row, H, eps, GROUP)
-        gates = add(multiply(p_hat, w_hh), b_hh)
+        gates = add(multiply(p_hat, gain_hh), bias_hh)
         store_groups(stats_ptr, means, rstds, row0, t, B, c.shape[0])
     raw, i, f, g, o = cell(add(gates, x), c)
-    n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
+    n, raw_hat, rstd_c = norm_cell(raw, gain_c, bias_c, in_row, H, eps)
     if CARRY:
         return o * tanh(n), n
     else:
@@ -105,10 +120,10 @@ def retreat(
     c,
     dh,
     dc,
-    w_hh,
-    b_hh,
-    w_c,
-    b_c,
+    gain_hh,
+    bias_hh,
+    gain_c,
+    bias_c,
     stats_ptr,
     t,
     row0,
@@ -123,16 +138,17 @@ def retreat(
 ):
     """A step backward.  The gates are computed again from p and x.
 
-    dh and dc are the gradients of this step's h and c.  Returns (dgates, dp, dc, dw_c, db_c): dc that of the c
-    before, and the terms of the last two in this step; zero in rows that do not run, whose dc passes through.
+    dh and dc are the gradients of this step's h and c.  Returns (dgates, p_hat, rstds, dc, dgain_c, dbias_c): what
+    through_norm makes dp of, dc of the c before, and this step's terms of the last two; zero in rows that do not run,
+    whose dc passes through.
     """
     gates, p_hat, rstds = p, p, ()
-    if len(w_hh) > 0:
+    if len(gain_hh) > 0:
         means, rstds = load_groups(stats_ptr, row0, rows, t, B, 4 // GROUP)
         p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
-        gates = add(multiply(p_hat, w_hh), b_hh)
+        gates = add(multiply(p_hat, gain_hh), bias_hh)
     raw, i, f, g, o = cell(add(gates, x), c)
-    n, raw_hat, rstd_c = norm_cell(raw, w_c, b_c, in_row, H, eps)
+    n, raw_hat, rstd_c = norm_cell(raw, gain_c, bias_c, in_row, H, eps)
 
     d_raw = tl.where(runs, dc, 0.0)
     dh = tl.where(runs, dh, 0.0)
@@ -141,8 +157,8 @@ def retreat(
     if CARRY:
         dn += d_raw
         d_raw = tl.zeros_like(dn)
-    if len(w_c) > 0:
-        d_raw_hat = standardize_bwd(multiply((dn,), w_c), (raw_hat,), rstd_c, H)
+    if len(gain_c) > 0:
+        d_raw_hat = standardize_bwd(multiply((dn,), gain_c), (raw_hat,), rstd_c, H)
         d_raw += tl.where(runs, d_raw_hat[0], 0.0)
     else:
         d_raw += dn
@@ -157,8 +173,8 @@ def retreat(
 
 
 @triton.jit
-def through_norm(dgates, p_hat, rstds, w_hh, H, GROUP: tl.constexpr):
-    if len(w_hh) == 0:
+def through_norm(dgates, p_hat, rstds, gain_hh, H, GROUP: tl.constexpr):
+    if len(gain_hh) == 0:
         return dgates
     else:
-        return standardize_groups_bwd(multiply(dgates, w_hh), p_hat, rstds, H, GROUP)
+        return standardize_groups_bwd(multiply(dgates, gain_hh), p_hat, rstds, H, GROUP)

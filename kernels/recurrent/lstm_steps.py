@@ -2,8 +2,8 @@
 
     p, x, dgates, dp            (T, B, 4H)   forward p may have one slot for all steps
     h, c and their gradients    (T + 1, B, H), the initial state first (last in reverse); c is fp32 (fp64)
-    w_hh, b_hh                  (4H,)  w_hh None: gates are not normalized; b_hh None: no bias
-    w_c, b_c                    (H,)   None: n = raw; None: no bias
+    gain_hh, bias_hh            (4H,)  gain_hh None: gates are not normalized; bias_hh None: no bias
+    gain_c, bias_c              (H,)   None: n = raw; None: no bias
     lengths                     (B,)   row b runs at steps t < lengths[b] and carries its state else; None: always
     starts                      (T + 1, B)  where true, the step that would go on from a slot goes on from `initial`,
                                 that of the initial states; None: nowhere
@@ -32,10 +32,10 @@ from .lstm_cell import advance, load_before, load_x, retreat, running, starting,
 def lstm_step_fwd(
     x_ptr,
     p_ptr,
-    w_hh_ptr,
-    b_hh_ptr,
-    w_c_ptr,
-    b_c_ptr,
+    gain_hh_ptr,
+    bias_hh_ptr,
+    gain_c_ptr,
+    bias_c_ptr,
     lengths_ptr,
     starts_ptr,
     carried_ptr,
@@ -68,10 +68,10 @@ def lstm_step_fwd(
     x = load_x(x_ptr, (t * B + row0) * (4 * H), gate_row, inside, H)
     anew = starting(starts_ptr, previous, row0, rows, B)
     c = load_before(c_ptr, anew, previous, initial, row0, row, inside, B, H)
-    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
-    w_c, b_c = load_gates(w_c_ptr, cols, in_row, H, 1), load_gates(b_c_ptr, cols, in_row, H, 1)
-    b_hh = load_gates(b_hh_ptr, cols, in_row, H, 4)
-    h, new_c = advance(p, x, c, w_hh, b_hh, w_c, b_c, stats_ptr, row0, t, in_row, B, H, eps, GROUP, CARRY)
+    gain_hh = load_gates(gain_hh_ptr, cols, in_row, H, 4)
+    gain_c, bias_c = load_gates(gain_c_ptr, cols, in_row, H, 1), load_gates(bias_c_ptr, cols, in_row, H, 1)
+    bias_hh = load_gates(bias_hh_ptr, cols, in_row, H, 4)
+    h, new_c = advance(p, x, c, gain_hh, bias_hh, gain_c, bias_c, stats_ptr, row0, t, in_row, B, H, eps, GROUP, CARRY)
     if lengths_ptr is not None:
         runs = running(lengths_ptr, t, row0, rows, B)
         new_c = tl.where(runs, new_c, c)
@@ -94,10 +94,10 @@ def lstm_step_bwd(
     dcells_ptr,
     x_ptr,
     p_ptr,
-    w_hh_ptr,
-    b_hh_ptr,
-    w_c_ptr,
-    b_c_ptr,
+    gain_hh_ptr,
+    bias_hh_ptr,
+    gain_c_ptr,
+    bias_c_ptr,
     lengths_ptr,
     starts_ptr,
     ends_ptr,
@@ -108,8 +108,8 @@ def lstm_step_bwd(
     dc0_ptr,
     dgates_ptr,
     dp_ptr,
-    dw_c_partial_ptr,
-    db_c_partial_ptr,
+    dgain_c_partial_ptr,
+    dbias_c_partial_ptr,
     t: tl.int64,
     previous: tl.int64,
     current: tl.int64,
@@ -129,7 +129,7 @@ def lstm_step_bwd(
     ends            as starts: of the rows whose next step starts anew, dh is no gradient; None: of no row
     dy, dcells      gradients of the results h and c; None: zero
     dgates, dp      (T, B, 4H)  of gates and of p; dp None: gates are not normalized, the two are one
-    dw_c, db_c partial  (programs, H)  fp32 (fp64), added to: row i is program i's alone
+    dgain_c, dbias_c partial  (programs, H)  fp32 (fp64), added to: row i is program i's alone
     """
     row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
@@ -141,8 +141,8 @@ def lstm_step_bwd(
     x = load_x(x_ptr, step, gate_row, inside, H)
     anew = starting(starts_ptr, previous, row0, rows, B)
     c = load_before(c_ptr, anew, previous, initial, row0, row, inside, B, H)
-    w_hh = load_gates(w_hh_ptr, cols, in_row, H, 4)
-    w_c, b_c = load_gates(w_c_ptr, cols, in_row, H, 1), load_gates(b_c_ptr, cols, in_row, H, 1)
+    gain_hh = load_gates(gain_hh_ptr, cols, in_row, H, 4)
+    gain_c, bias_c = load_gates(gain_c_ptr, cols, in_row, H, 1), load_gates(bias_c_ptr, cols, in_row, H, 1)
     dh = load_upcast(dh_ptr + own, inside)
     if ends_ptr is not None:
         dh = tl.where(starting(ends_ptr, current, row0, rows, B)[0], 0.0, dh)
@@ -159,9 +159,28 @@ def lstm_step_bwd(
         if kept_ptr is not None:
             tl.store(kept_ptr + own, tl.where(runs, 0.0, dh), mask=inside)
 
-    b_hh = load_gates(b_hh_ptr, cols, in_row, H, 4)
-    dgates, p_hat, rstds, dc, dw_c, db_c = retreat(
-        p, x, c, dh, dc, w_hh, b_hh, w_c, b_c, stats_ptr, t, row0, rows, runs, in_row, B, H, eps, GROUP, CARRY
+    bias_hh = load_gates(bias_hh_ptr, cols, in_row, H, 4)
+    dgates, p_hat, rstds, dc, dgain_c, dbias_c = retreat(
+        p,
+        x,
+        c,
+        dh,
+        dc,
+        gain_hh,
+        bias_hh,
+        gain_c,
+        bias_c,
+        stats_ptr,
+        t,
+        row0,
+        rows,
+        runs,
+        in_row,
+        B,
+        H,
+        eps,
+        GROUP,
+        CARRY,
     )
     if len(anew) > 0:
         tl.store(dc0_ptr + own, load_upcast(dc0_ptr + own, inside) + tl.where(anew[0], dc, 0.0), mask=inside)
@@ -170,15 +189,15 @@ def lstm_step_bwd(
     store_gates(dgates_ptr + step, gate_row, inside, H, dgates)
     col = tl.arange(0, BLOCK_H)[None, :]
     partial = tl.program_id(0).to(tl.int64) * H + col
-    if dw_c_partial_ptr is not None:
-        before = tl.load(dw_c_partial_ptr + partial, mask=col < H, other=0.0)
-        tl.store(dw_c_partial_ptr + partial, before + sum_rows(dw_c, 1), mask=col < H)
-    if db_c_partial_ptr is not None:
-        before = tl.load(db_c_partial_ptr + partial, mask=col < H, other=0.0)
-        tl.store(db_c_partial_ptr + partial, before + sum_rows(db_c, 1), mask=col < H)
+    if dgain_c_partial_ptr is not None:
+        before = tl.load(dgain_c_partial_ptr + partial, mask=col < H, other=0.0)
+        tl.store(dgain_c_partial_ptr + partial, before + sum_rows(dgain_c, 1), mask=col < H)
+    if dbias_c_partial_ptr is not None:
+        before = tl.load(dbias_c_partial_ptr + partial, mask=col < H, other=0.0)
+        tl.store(dbias_c_partial_ptr + partial, before + sum_rows(dbias_c, 1), mask=col < H)
     if dp_ptr is not None:
         if BLOCK_H > 2048:  # read once more: through all of the step there are too few registers
-            w_hh, p = load_gates(w_hh_ptr, cols, in_row, H, 4), load_gates(p_ptr + step, gate_row, inside, H, 4)
+            gain_hh, p = load_gates(gain_hh_ptr, cols, in_row, H, 4), load_gates(p_ptr + step, gate_row, inside, H, 4)
             means, rstds = load_groups(stats_ptr, row0, rows, t, B, 4 // GROUP)
             p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
-        store_gates(dp_ptr + step, gate_row, inside, H, through_norm(dgates, p_hat, rstds, w_hh, H, GROUP))
+        store_gates(dp_ptr + step, gate_row, inside, H, through_norm(dgates, p_hat, rstds, gain_hh, H, GROUP))

@@ -46,9 +46,7 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: 
     normalized carries LN(c), as published ones do.  `inner`: a GRU's reset is inside of the norm.
     """
     from tritonln.device import TARGETS
-    from tritonln.ops.recurrent import gru_steps as gru
-    from tritonln.ops.recurrent import gru_whole_sequence, lstm_whole_sequence
-    from tritonln.ops.recurrent import lstm_steps as lstm
+    from tritonln.ops.recurrent import gru_sequence, lstm_sequence
     from tritonln.ops.recurrent.shared import GRUSteps, LSTMSteps
 
     T, B, device, f32 = 1, 32, TARGETS[target], torch.float32
@@ -61,12 +59,9 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: 
         bias = empty(4 * H, dtype=f32) if group else None
         variant = (False, bool(group), group or 4, bool(group))
         steps = LSTMSteps(weight, gain, bias, *cell, None, lengths, starts, *variant, 1e-5)
-        at_once = lstm_whole_sequence.forward(x, h0, h0, steps, True, device)
-        h, c, p, stats, _ = at_once or lstm.forward(x, h0, h0, steps, True, False, device)
-        assert stats is not None
+        h, c, p, stats, _ = lstm_sequence.walk(x, h0, h0, steps, True, False, device)
         dy, dcells = torch.empty_like(h), torch.empty_like(c)
-        if not lstm_whole_sequence.backward(dy, dcells, x, p, stats, c, steps, device):
-            lstm.backward(dy, dcells, x, p, stats, h, c, steps, False, device)
+        lstm_sequence.walk_back(dy, dcells, (x, p, stats), (h, c), steps, False, device)
     else:
         x_rz, x_n = empty(T, B, 2 * H, dtype=dtype), empty(T, B, H, dtype=dtype)
         norms = (empty((3 + inner) * H, dtype=f32), empty(3 * H, dtype=f32))
@@ -75,11 +70,10 @@ def run(kind: str, H: int, dtype: torch.dtype, target: str, group: int, resets: 
         if group:
             x_rz = empty(T, B, 3 * H, dtype=dtype)
             x_n = x_rz[..., 2 * H :]
-        at_once = gru_whole_sequence.forward(x_rz, x_n, h0, gru_steps, True, device)
-        h, state, p, *stats = at_once or gru.forward(x_rz, x_n, h0, gru_steps, True, False, device)
-        known = (torch.empty_like(h), x_rz, x_n, p, *stats, h if state is None else state, gru_steps)
-        if not gru_whole_sequence.backward(*known, device):
-            gru.backward(*known, False, device)
+        h, state, p, stats = gru_sequence.walk(x_rz, x_n, h0, gru_steps, True, False, device)
+        assert stats is not None
+        known = (x_rz, x_n, p, stats, h if state is None else state)
+        gru_sequence.walk_back(torch.empty_like(h), known, gru_steps, False, device)
 
 
 def main(kind: str, target: str, sizes: str, variants: str) -> None:

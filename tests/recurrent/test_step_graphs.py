@@ -112,7 +112,9 @@ def expect(gpus: Gpus, call: float, *, size: int = 3, factor: float = 2.0, devic
     x = torch.full((size,), call) if x is None else x
     state, out = torch.ones(size), torch.empty(size)
     gpu = dataclasses.replace(TARGETS["sm_90"], index=device)
-    step_graphs.run(scaled, (x, state, out, None), (1, 2), (factor, gpus, device), True, gpu)
+    tensors = {"x": x, "state": state, "out": out, "nothing": None}
+    constants = {"factor": factor, "gpus": gpus, "device": device}
+    step_graphs.run(scaled, tensors, ("state", "out"), constants, True, gpu)
     assert out.equal(torch.full((size,), factor * (1 + call)))
     assert state.equal(torch.full((size,), 1 + call))
     assert x.equal(torch.full((size,), call))
@@ -157,7 +159,7 @@ def test_unaligned_arguments_compile_what_the_graph_launches(gpus: Gpus) -> None
 
     for call in range(3):
         x, out = torch.full((5,), float(call))[1:], torch.empty(4)
-        step_graphs.run(steps, (x, out), (1,), (), True, TARGETS["sm_90"])
+        step_graphs.run(steps, {"x": x, "out": out}, ("out",), {}, True, TARGETS["sm_90"])
         assert out.equal(x)
     assert seen == [(0, 0), (0, 0)]
 
@@ -180,7 +182,7 @@ def test_streams_do_not_share_a_graph(gpus: Gpus) -> None:
                 expect(gpus, call)
     assert len(step_graphs.GRAPHS.graphs) == 2
     owned = [replay.own for replay in step_graphs.GRAPHS.graphs.values()]  # type: ignore[union-attr]
-    assert owned[0][0].data_ptr() != owned[1][0].data_ptr()  # type: ignore[union-attr]
+    assert owned[0]["x"].data_ptr() != owned[1]["x"].data_ptr()  # type: ignore[union-attr]
 
 
 def test_work_of_other_threads_does_not_spoil_a_capture(gpus: Gpus) -> None:
@@ -190,7 +192,7 @@ def test_work_of_other_threads_does_not_spoil_a_capture(gpus: Gpus) -> None:
         modes.extend(mode for *_, mode in gpus.captures)
 
     for _ in range(2):
-        step_graphs.run(steps, (torch.ones(1),), (), (), True, TARGETS["sm_90"])
+        step_graphs.run(steps, {"x": torch.ones(1)}, (), {}, True, TARGETS["sm_90"])
     assert modes == ["thread_local"]
 
 
@@ -232,9 +234,11 @@ def test_inside_somebody_else_s_capture(gpus: Gpus) -> None:
     """Steps are part of that capture."""
     outer = Graph(gpus)
     x, state, out = torch.ones(3), torch.ones(3), torch.zeros(3)
+    tensors = {"x": x, "state": state, "out": out, "nothing": None}
+    constants = {"factor": 2.0, "gpus": gpus, "device": 0}
     with gpus.graph(outer):
         for _ in range(2):
-            step_graphs.run(scaled, (x, state, out, None), (1, 2), (2.0, gpus, 0), True, TARGETS["sm_90"])
+            step_graphs.run(scaled, tensors, ("state", "out"), constants, True, TARGETS["sm_90"])
     assert out.equal(torch.zeros(3))
     outer.replay()
     assert out.equal(torch.full((3,), 6.0))

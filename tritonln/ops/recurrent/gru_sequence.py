@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.ops.contract import arithmetic, contiguous
+from tritonln.device import Device
+from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import gru_aten, gru_steps, gru_whole_sequence
 from tritonln.ops.recurrent.contract import device_of, without_autocast
 from tritonln.ops.recurrent.shared import (
@@ -63,14 +64,36 @@ def forward(
                 x_rz, stats_x_rz = norm_forward(wx_rz, w_rz, b_rz, eps, save, device)
                 x_n, stats_x_n = norm_forward(wx_n, w_n, b_n, eps, save, device)
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
-        if device is None:
-            found = gru_aten.forward(x_rz, candidate, h0, s, save)
-        else:
-            found = gru_whole_sequence.forward(x_rz, candidate, h0, s, save, device) or gru_steps.forward(
-                x_rz, candidate, h0, s, save, cuda_graph, device
-            )
-    h, state, p, stats = found
+        h, state, p, stats = walk(x_rz, candidate, h0, s, save, cuda_graph, device)
     return h, state, wx, x_rz, x_n, stats_x_rz, stats_x_n, p, stats
+
+
+def walk(
+    x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, cuda_graph: bool, device: Device | None
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """As gru_steps.forward."""
+    if device is None:
+        return gru_aten.forward(x_rz, x_n, h0, s, save)
+    whole = gru_whole_sequence.forward_plan(x_rz.dtype, s, save, device)
+    if whole is None:
+        return gru_steps.forward(x_rz, x_n, h0, s, save, cuda_graph, device)
+    return gru_whole_sequence.forward(x_rz, x_n, h0, s, save, whole)
+
+
+def walk_back(
+    dh: Tensor | None,
+    known: tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor],
+    s: GRUSteps,
+    cuda_graph: bool,
+    device: Device | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As gru_steps.backward."""
+    if device is None:
+        return gru_aten.backward(dh, *known, s)
+    whole = gru_whole_sequence.backward_plan(known[0].dtype, dtype_of(dh), s, device)
+    if whole is None:
+        return gru_steps.backward(dh, *known, s, cuda_graph, device)
+    return gru_whole_sequence.backward(dh, *known, s, whole)
 
 
 def _steps(inputs: Sequence[Any], masks: tuple[Tensor | None, Tensor | None], constants: Constants) -> GRUSteps:
@@ -119,12 +142,7 @@ def backward(
         candidate = x_rz[..., 2 * H :] if x_n is None else x_n
         known = (x_rz, candidate, p, stats, h if state is None else state)
         s = _steps(inputs, masks, constants)
-        if device is None:
-            dgates, dm, dp, dh0 = gru_aten.backward(dh, *known, s)
-        else:
-            dgates, dm, dp, dh0 = gru_whole_sequence.backward(dh, *known, s, device) or gru_steps.backward(
-                dh, *known, s, cuda_graph, device
-            )
+        dgates, dm, dp, dh0 = walk_back(dh, known, s, cuda_graph, device)
         dh0 = with_starts(dh0, dp, s.starts, s.weight_hh, reverse)
         need_x, _, need_ih, need_hh, need_bias_ih, need_bias_hh, need_ln_ih, need_ln_hh, need_ln, need_ln_bias = needs
         wanted = (need_x or need_ih, need_ln_ih, need_bias_ih or need_bias_hh)

@@ -42,7 +42,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
         for stats in (wide, None):
-            known = {"x_rz": x, "x_n": x, "p": x, "w_hh": gain, "b_hh": gain, "state": wide}
+            known = {"x_rz": x, "x_n": x, "p": x, "gain_hh": gain, "bias_hh": gain, "state": wide}
             yield FORWARD.key(H, **known, h=None if x == wide else x, stats=stats)
 
 
@@ -50,7 +50,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
 FORWARD: Tunable = Tunable(
     name="gru_step_fwd",
     operands={
-        **{"x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N", "lengths": "M"},
+        **{"x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "gain_hh": "3N", "bias_hh": "3N", "lengths": "M"},
         **{"starts": "2 M", "state": "2 M N", "h": "2 M N", "stats": "2 M 2", "multiplied": "M N"},
     },
     results=("stats", "multiplied"),
@@ -66,14 +66,14 @@ FORWARD: Tunable = Tunable(
 def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
-        known = {"dy": x, "dh": x, "x_rz": x, "x_n": x, "p": x, "w_hh": gain, "b_hh": gain, "state": wide}
+        known = {"dy": x, "dh": x, "x_rz": x, "x_n": x, "p": x, "gain_hh": gain, "bias_hh": gain, "state": wide}
         yield BACKWARD.key(H, **known, stats=wide, kept=wide, dgates=x, dm=x, dp=x)
 
 
 BACKWARD: Tunable = Tunable(
     name="gru_step_bwd",
     operands={
-        **{"dy": "2 M N", "dh": "M N", "x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "w_hh": "3N", "b_hh": "3N"},
+        **{"dy": "2 M N", "dh": "M N", "x_rz": "1 M 2N", "x_n": "1 M N", "p": "M 3N", "gain_hh": "3N", "bias_hh": "3N"},
         **{"lengths": "M", "starts": "2 M", "state": "2 M N", "stats": "2 M 2"},
         **{"kept": "M N", "dh0": "M N", "dgates": "1 M 3N", "dm": "1 M N", "dp": "1 M 3N"},
     },

@@ -32,13 +32,18 @@ def forward(
     p = x_rz if summed else x_rz.new_empty((T if save else 1, B, 3 * H))
     stats = p.new_empty((T, (2 + group) // group, B, 2), dtype=dtype) if save else None
     multiplied = None if starts is None else h0.contiguous().clone()
-    tensors = (
-        *(None if summed else x_rz, None if x_rz.shape[-1] == 3 * H else x_n, h, state, p, stats, multiplied),
-        *(weight_hh, gain, bias, lengths, starts),
-    )
-    written = [0, *range(2, 7)] if inner else range(2, 7)
-    step_graphs.run(forward_steps, tensors, written, (reverse, eps, plan), cuda_graph, device)
+    gates = {"x_rz": None if summed else x_rz, "x_n": None if x_rz.shape[-1] == 3 * H else x_n}
+    written = {"h": h, "state": state, "p": p, "stats": stats, "multiplied": multiplied}
+    names = (*written, "x_rz") if inner else written
+    tensors = {**gates, **written, **constant(s)}
+    step_graphs.run(forward_steps, tensors, names, {"reverse": reverse, "eps": eps, "plan": plan}, cuda_graph, device)
     return (h, state, None if summed else p, stats) if save else (h, None, None, None)
+
+
+def constant(s: GRUSteps) -> dict[str, Tensor | None]:
+    """The tensors that no step changes, as the parameters of the loops."""
+    weight_hh, bias, gain, lengths, starts, *_ = s
+    return {"weight_hh": weight_hh, "gain_hh": gain, "bias_hh": bias, "lengths": lengths, "starts": starts}
 
 
 def candidate(x_rz: Tensor | None, x_n: Tensor | None, H: int) -> Tensor | None:
@@ -55,8 +60,8 @@ def forward_steps(
     stats: Tensor | None,
     multiplied: Tensor | None,
     weight_hh: Tensor,
-    w_hh: Tensor,
-    b_hh: Tensor | None,
+    gain_hh: Tensor,
+    bias_hh: Tensor | None,
     lengths: Tensor | None,
     starts: Tensor | None,
     reverse: bool,
@@ -66,7 +71,7 @@ def forward_steps(
     """p is W_ih x where x_rz is None, and becomes the sum of both products."""
     T, B, H = len(h) - 1, h.shape[1], h.shape[-1]
     both = (h, None) if state is None else (state, h)
-    tensors = [x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, starts, *both, stats, multiplied]
+    tensors = [x_rz, candidate(x_rz, x_n, H), p, gain_hh, bias_hh, lengths, starts, *both, stats, multiplied]
     launch, weight_hh = plan.launch.repeated(plan.count(B), *tensors), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0)
     for t, previous, current in order(T, reverse):
@@ -95,7 +100,7 @@ def backward(
     """
     weight_hh, bias, gain, lengths, starts, reverse, *_ = s
     H = state.shape[-1]
-    given = (None, None) if p is None else (x_rz, None if x_rz.shape[-1] == 3 * H else x_n)
+    x_rz_read, x_n_read = (None, None) if p is None else (x_rz, None if x_rz.shape[-1] == 3 * H else x_n)
     p = x_rz if p is None else p
     T, B = p.shape[:2]
     plan = backward_plan_of(p.dtype, dtype_of(dy), s, device)
@@ -103,11 +108,10 @@ def backward(
     dm = p.new_empty((T, B, H))
     dh, kept = p.new_zeros((B, H)), state.new_zeros((B, H))
     dh0 = None if starts is None else torch.zeros_like(kept)
-    tensors = (
-        *(contiguous(dy), *given, p, stats, state),
-        *(weight_hh, gain, bias, lengths, starts, dgates, dm, dp, dh, kept, dh0),
-    )
-    step_graphs.run(backward_steps, tensors, range(11, 17), (reverse, plan), cuda_graph, device)
+    read = {"dy": contiguous(dy), "x_rz": x_rz_read, "x_n": x_n_read, "p": p, "stats": stats, "state": state}
+    written = {"dgates": dgates, "dm": dm, "dp": dp, "dh": dh, "kept": kept, "dh0": dh0}
+    tensors = {**read, **constant(s), **written}
+    step_graphs.run(backward_steps, tensors, written, {"reverse": s.reverse, "plan": plan}, cuda_graph, device)
     kept += dh
     return dgates, dm, dp, kept if dh0 is None else kept + dh0
 
@@ -120,8 +124,8 @@ def backward_steps(
     stats: Tensor,
     state: Tensor,
     weight_hh: Tensor,
-    w_hh: Tensor,
-    b_hh: Tensor | None,
+    gain_hh: Tensor,
+    bias_hh: Tensor | None,
     lengths: Tensor | None,
     starts: Tensor | None,
     dgates: Tensor,
@@ -134,7 +138,7 @@ def backward_steps(
     plan: Plan,
 ) -> None:
     T, B, H = len(p), p.shape[1], state.shape[-1]
-    inputs = (x_rz, candidate(x_rz, x_n, H), p, w_hh, b_hh, lengths, starts, state, stats)
+    inputs = (x_rz, candidate(x_rz, x_n, H), p, gain_hh, bias_hh, lengths, starts, state, stats)
     tensors = [dy, dh, *inputs, kept, dh0, dgates, dm, dp]
     launch, dps = plan.launch.repeated(plan.count(B), *tensors), dp.unbind(0)
     for t, previous, current in reversed(order(T, reverse)):

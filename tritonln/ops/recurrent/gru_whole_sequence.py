@@ -28,27 +28,27 @@ def _kernels() -> tuple[Any, Any]:
 
 
 def _forward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
-    x_rz, x_n, weight, w_hh, b_hh, lengths, starts, state, h, p, stats, *_, eps = arguments
-    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, 2, False, False, eps)
+    x_rz, x_n, matrix_hh, gain_hh, bias_hh, lengths, starts, state, h, p, stats, *_, eps = arguments
+    s = GRUSteps(matrix_hh, bias_hh, gain_hh, lengths, starts, False, 2, False, False, eps)
     launching = step_plans.forward_plan_of(x_rz.dtype, s, p is not None, device)
-    room = x_rz.new_empty((1, x_rz.shape[1], len(weight))) if p is None else p
+    room = x_rz.new_empty((1, x_rz.shape[1], len(matrix_hh))) if p is None else p
     h, state = (state, None) if h is None else (h, state)
     written = (h, state, room, stats, None if starts is None else h[0].clone())
-    stepwise.forward_steps(x_rz, x_n, *written, weight, w_hh, b_hh, lengths, starts, False, s.eps, launching)
+    stepwise.forward_steps(x_rz, x_n, *written, matrix_hh, gain_hh, bias_hh, lengths, starts, False, s.eps, launching)
 
 
 def _forward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | None]]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
         for p, stats in ((x, wide), (None, None)):
-            known = {"x_rz": x, "x_n": x, "weight": x, "w_hh": gain, "b_hh": gain, "state": wide}
+            known = {"x_rz": x, "x_n": x, "matrix_hh": x, "gain_hh": gain, "bias_hh": gain, "state": wide}
             yield {**known, "h": None if x == wide else x, "p": p, "stats": stats}
 
 
 FORWARD = WholeSequence(
     name="gru_persistent_fwd",
     operands={
-        **{"x_rz": "T M 2N", "x_n": "T M N", "weight": "3N N", "w_hh": "3N", "b_hh": "3N", "lengths": "M"},
+        **{"x_rz": "T M 2N", "x_n": "T M N", "matrix_hh": "3N N", "gain_hh": "3N", "bias_hh": "3N", "lengths": "M"},
         **{"starts": "S M", "state": "S M N", "h": "S M N", "p": "T M 3N", "stats": "T 2 M 2"},
     },
     results=("p", "stats"),
@@ -63,20 +63,20 @@ FORWARD = WholeSequence(
     ),
     usual=(2, False, False),
     stepwise=_forward_stepwise,
-    demand=lambda x, resets: Demand(x, 3, 3 * x + resets * 4, 4),
+    demand=lambda x, resets: Demand(x, gates=3, copied=3 * x + resets * 4, exchanged=4),
     keys=_forward_keys,
     scalars=(1e-5,),
 )
 
 
 def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
-    dy, x_rz, x_n, p, weight, w_hh, b_hh, lengths, starts, state, stats, *rest = arguments
+    dy, x_rz, x_n, p, matrix_hh, gain_hh, bias_hh, lengths, starts, state, stats, *rest = arguments
     dgates, dm, dp, dh = rest[:4]
-    s = GRUSteps(weight, b_hh, w_hh, lengths, starts, False, 2, x_rz is None, False, 0.0)
+    s = GRUSteps(matrix_hh, bias_hh, gain_hh, lengths, starts, False, 2, x_rz is None, False, 0.0)
     launching = step_plans.backward_plan_of(p.dtype, dtype_of(dy), s, device)
     through_p = p.new_zeros(dh.shape)
     dh0 = None if starts is None else torch.zeros_like(dh)
-    read = (dy, x_rz, x_n, p, stats, state, weight, w_hh, b_hh, lengths, starts)
+    read = (dy, x_rz, x_n, p, stats, state, matrix_hh, gain_hh, bias_hh, lengths, starts)
     stepwise.backward_steps(*read, dgates, dm, dp, through_p, dh.zero_(), dh0, False, launching)
     dh += through_p
     if dh0 is not None:
@@ -86,15 +86,15 @@ def _backward_stepwise(device: Device, arguments: Sequence[Any]) -> None:
 def _backward_keys(H: int, x: torch.dtype) -> Iterator[dict[str, torch.dtype | None]]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
-        known = {"dy": x, "x_rz": x, "x_n": x, "p": x, "weight": x, "w_hh": gain, "b_hh": gain, "state": wide}
+        known = {"dy": x, "x_rz": x, "x_n": x, "p": x, "matrix_hh": x, "gain_hh": gain, "bias_hh": gain, "state": wide}
         yield {**known, "stats": wide, "dgates": x, "dm": x, "dp": x, "dh": wide}
 
 
 BACKWARD = WholeSequence(
     name="gru_persistent_bwd",
     operands={
-        **{"dy": "S M N", "x_rz": "T M 2N", "x_n": "T M N", "p": "T M 3N", "weight": "3N N", "w_hh": "3N"},
-        **{"b_hh": "3N", "lengths": "M", "starts": "S M", "state": "S M N", "stats": "T 2 M 2"},
+        **{"dy": "S M N", "x_rz": "T M 2N", "x_n": "T M N", "p": "T M 3N", "matrix_hh": "3N N", "gain_hh": "3N"},
+        **{"bias_hh": "3N", "lengths": "M", "starts": "S M", "state": "S M N", "stats": "T 2 M 2"},
         **{"dgates": "T M 3N", "dm": "T M N", "dp": "T M 3N", "dh": "M N"},
     },
     results=("dgates", "dm", "dp", "dh"),
@@ -102,7 +102,7 @@ BACKWARD = WholeSequence(
     constants=lambda H, group, inner: (H, *step_plans.x_widths(H, 3 if inner else group), group, inner),
     usual=step_plans.PAPER,
     stepwise=_backward_stepwise,
-    demand=lambda x, resets: Demand(x, 3, 7 * x + 4, 8),
+    demand=lambda x, resets: Demand(x, gates=3, copied=7 * x + 4, exchanged=8),
     keys=_backward_keys,
     backward=True,
 )
@@ -111,6 +111,13 @@ register(FORWARD.tunable, BACKWARD.tunable)
 
 
 def forward_plan(x: torch.dtype, s: GRUSteps, save: bool, device: Device) -> Plan | None:
+    """And, ahead of it, those of the backward."""
+    settle(
+        save,
+        lambda: step_plans.forward_plan_of(x, s, save, device),
+        lambda: step_plans.backward_plan_of(x, x, s, device),
+        lambda: backward_plan(x, x, s, device),
+    )
     wide = arithmetic(x)
     p, stats = (x, wide) if save else (None, None)
     known = (x, x, x, *map(dtype_of, (s.gain, s.bias, s.lengths, s.starts)))
@@ -130,19 +137,10 @@ def backward_plan(x: torch.dtype, dy: torch.dtype | None, s: GRUSteps, device: D
 
 
 def forward(
-    x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, device: Device
-) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None] | None:
+    x_rz: Tensor, x_n: Tensor, h0: Tensor, s: GRUSteps, save: bool, launching: Plan
+) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """As gru_steps.forward."""
     dtype, wide = x_rz.dtype, arithmetic(x_rz.dtype)
-    settle(
-        save,
-        lambda: step_plans.forward_plan_of(dtype, s, save, device),
-        lambda: step_plans.backward_plan_of(dtype, dtype, s, device),
-        lambda: backward_plan(dtype, dtype, s, device),
-    )
-    launching = forward_plan(dtype, s, save, device)
-    if launching is None:
-        return None
     (T, B, _), H = x_rz.shape, h0.shape[-1]
     h = states(T, h0, dtype, s.reverse)
     state = None if dtype == wide else states(T, h0, wide, s.reverse)
@@ -162,12 +160,9 @@ def backward(
     stats: Tensor,
     state: Tensor,
     s: GRUSteps,
-    device: Device,
-) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+    launching: Plan,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As gru_steps.backward."""
-    launching = backward_plan(x_rz.dtype, dtype_of(dy), s, device)
-    if launching is None:
-        return None
     given = (None, None, x_rz) if p is None else (x_rz, x_n, p)
     p = x_rz if p is None else p
     T, B, H = len(p), p.shape[1], state.shape[-1]

@@ -8,7 +8,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from tritonln.ops.contract import arithmetic, contiguous
+from tritonln.device import Device
+from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import lstm_aten, lstm_steps, lstm_whole_sequence
 from tritonln.ops.recurrent.contract import device_of, without_autocast
 from tritonln.ops.recurrent.shared import (
@@ -52,14 +53,38 @@ def forward(
             wx = F.linear(x, weight_ih)
             gates_x, stats_x = norm_forward(wx, ln_ih_weight, bias, eps, save, device)
         s = _steps(inputs, masks, constants)
-        if device is None:
-            found = lstm_aten.forward(gates_x, h0, c0, s, save)
-        else:
-            found = lstm_whole_sequence.forward(gates_x, h0, c0, s, save, device) or lstm_steps.forward(
-                gates_x, h0, c0, s, save, cuda_graph, device
-            )
-    h, c, p, stats, m = found
+        h, c, p, stats, m = walk(gates_x, h0, c0, s, save, cuda_graph, device)
     return h, c, wx, gates_x, stats_x, p, stats, m
+
+
+def walk(
+    x: Tensor, h0: Tensor, c0: Tensor, s: LSTMSteps, save: bool, cuda_graph: bool, device: Device | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """As lstm_steps.forward."""
+    if device is None:
+        return lstm_aten.forward(x, h0, c0, s, save)
+    whole = lstm_whole_sequence.forward_plan(x.dtype, s, save, device)
+    if whole is None:
+        return lstm_steps.forward(x, h0, c0, s, save, cuda_graph, device)
+    return lstm_whole_sequence.forward(x, h0, c0, s, save, whole)
+
+
+def walk_back(
+    dh: Tensor | None,
+    dc: Tensor | None,
+    known: tuple[Tensor, Tensor | None, Tensor | None],
+    states: tuple[Tensor, Tensor],
+    s: LSTMSteps,
+    cuda_graph: bool,
+    device: Device | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """As lstm_steps.backward, from the gates, the statistics and the states of all steps."""
+    if device is None:
+        return lstm_aten.backward(dh, dc, *known, *states, s)
+    whole = lstm_whole_sequence.backward_plan(known[0].dtype, dtype_of(dh), dtype_of(dc), s, device)
+    if whole is None:
+        return lstm_steps.backward(dh, dc, *known, *states, s, cuda_graph, device)
+    return lstm_whole_sequence.backward(dh, dc, *known, states[1], s, whole, device)
 
 
 def _steps(inputs: Sequence[Any], masks: tuple[Tensor | None, Tensor | None], constants: Constants) -> LSTMSteps:
@@ -89,12 +114,7 @@ def backward(
     device, x = device_of(x, c0), without_padding(x, masks[0])
     s = _steps(inputs, masks, constants)
     with without_autocast(x):
-        if device is None:
-            found = lstm_aten.backward(dh, dc, gates_x, p, stats, h, c, s)
-        else:
-            found = lstm_whole_sequence.backward(dh, dc, gates_x, p, stats, c, s, device) or lstm_steps.backward(
-                dh, dc, gates_x, p, stats, h, c, s, cuda_graph, device
-            )
+        found = walk_back(dh, dc, (gates_x, p, stats), (h, c), s, cuda_graph, device)
         dgates, dp, dh0, dc0, dw_c, db_c, dh_total = found
         after = slice(None, -1) if reverse else slice(1, None)
         dh0 = with_starts(dh0, dp, s.starts, s.weight_hh, reverse)

@@ -35,7 +35,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
         for stats in (wide, None):
-            known = {"x": x, "p": x, "w_hh": gain, "w_c": gain, "b_c": gain, "h": x, "c": wide}
+            known = {"x": x, "p": x, "gain_hh": gain, "gain_c": gain, "bias_c": gain, "h": x, "c": wide}
             yield FORWARD.key(H, **known, stats=stats)
 
 
@@ -43,7 +43,7 @@ def _forward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
 FORWARD: Tunable = Tunable(
     name="lstm_step_fwd",
     operands={
-        **{"x": "1 M 4N", "p": "M 4N", "w_hh": "4N", "b_hh": "4N", "w_c": "N", "b_c": "N", "lengths": "M"},
+        **{"x": "1 M 4N", "p": "M 4N", "gain_hh": "4N", "bias_hh": "4N", "gain_c": "N", "bias_c": "N", "lengths": "M"},
         **{"starts": "2 M", "carried": "2 M N", "h": "2 M N", "c": "2 M N", "stats": "1 M 2", "multiplied": "M N"},
     },
     results=("stats", "multiplied"),
@@ -59,18 +59,28 @@ FORWARD: Tunable = Tunable(
 def _backward_keys(H: int, x: torch.dtype) -> Iterator[Key]:
     wide = arithmetic(x)
     for gain in dict.fromkeys((x, wide)):
-        known = {"dy": x, "dh": x, "x": x, "p": x, "w_hh": gain, "w_c": gain, "b_c": gain, "c": wide, "stats": wide}
-        yield BACKWARD.key(H, **known, dc=wide, dgates=x, dp=x, dw_c_partial=wide, db_c_partial=wide)
+        known = {
+            "dy": x,
+            "dh": x,
+            "x": x,
+            "p": x,
+            "gain_hh": gain,
+            "gain_c": gain,
+            "bias_c": gain,
+            "c": wide,
+            "stats": wide,
+        }
+        yield BACKWARD.key(H, **known, dc=wide, dgates=x, dp=x, dgain_c_partial=wide, dbias_c_partial=wide)
 
 
 BACKWARD: Tunable = Tunable(
     name="lstm_step_bwd",
     operands={
-        **{"dy": "2 M N", "dh": "M N", "dcells": "2 M N", "x": "1 M 4N", "p": "M 4N", "w_hh": "4N"},
+        **{"dy": "2 M N", "dh": "M N", "dcells": "2 M N", "x": "1 M 4N", "p": "M 4N", "gain_hh": "4N"},
         **{
-            "b_hh": "4N",
-            "w_c": "N",
-            "b_c": "N",
+            "bias_hh": "4N",
+            "gain_c": "N",
+            "bias_c": "N",
             "lengths": "M",
             "starts": "2 M",
             "ends": "2 M",
@@ -78,10 +88,10 @@ BACKWARD: Tunable = Tunable(
             "stats": "1 M 2",
         },
         **{"kept": "M N", "dc": "M N", "dc0": "M N"},
-        **{"dgates": "1 M 4N", "dp": "1 M 4N", "dw_c_partial": "P N", "db_c_partial": "P N"},
+        **{"dgates": "1 M 4N", "dp": "1 M 4N", "dgain_c_partial": "P N", "dbias_c_partial": "P N"},
     },
     results=("dgates", "dp"),
-    updated=("kept", "dc", "dc0", "dw_c_partial", "db_c_partial"),
+    updated=("kept", "dc", "dc0", "dgain_c_partial", "dbias_c_partial"),
     kernels=lambda: _kernels()[1:],
     plan=lambda key, c, device: _plan(BACKWARD, key.N, JOINT, c, device),
     keys=_backward_keys,
@@ -106,7 +116,7 @@ def backward_plan(H: int, variant: tuple[int, bool], dtypes: tuple[torch.dtype |
 
 
 def forward_plan_of(x: torch.dtype, s: LSTMSteps, save: bool, device: Device) -> Plan:
-    parameters = tuple(map(dtype_of, s[1:5]))
+    parameters = tuple(map(dtype_of, s.norms))
     carried = x if s.lengths is not None and s.weight_hr is None else None
     stats = arithmetic(x) if save and s.gain is not None else None
     multiplied = x if s.starts is not None and s.weight_hr is None else None
@@ -119,7 +129,7 @@ def backward_plan_of(
     x: torch.dtype, dy: torch.dtype | None, dcells: torch.dtype | None, s: LSTMSteps, device: Device
 ) -> Plan:
     wide, projected = arithmetic(x), s.weight_hr is not None
-    parameters = tuple(map(dtype_of, s[1:5]))
+    parameters = tuple(map(dtype_of, s.norms))
     kept = None if projected or s.lengths is None else x
     sums = tuple(None if w is None else wide for w in parameters[2:])
     stats, dp = (None, None) if s.gain is None else (wide, x)

@@ -33,10 +33,20 @@ def forward(
     m = None if s.weight_hr is None else x.new_zeros((T + 1, B, H))
     plan = forward_plan_of(x.dtype, s, save, device)
     multiplied = None if s.starts is None else h0.contiguous().clone()
-    given = None if s.summed else x
-    tensors = (given, h, c, p, stats, m, multiplied, s.weight_hh, s.weight_hr, *s[1:5], s.lengths, s.starts)
-    step_graphs.run(forward_steps, tensors, range(1, 7), (s.reverse, s.eps, plan), cuda_graph, device)
+    written = {"h": h, "c": c, "p": p, "stats": stats, "m": m, "multiplied": multiplied}
+    tensors = {"x": None if s.summed else x, **written, **constant(s)}
+    step_graphs.run(
+        forward_steps, tensors, written, {"reverse": s.reverse, "eps": s.eps, "plan": plan}, cuda_graph, device
+    )
     return h, c, p if save and not s.summed else None, stats, m
+
+
+def constant(s: LSTMSteps) -> dict[str, Tensor | None]:
+    """The tensors that no step changes, as the parameters of the loops."""
+    return {
+        **{"weight_hh": s.weight_hh, "weight_hr": s.weight_hr, "gain_hh": s.gain, "bias_hh": s.bias},
+        **{"gain_c": s.ln_c_weight, "bias_c": s.ln_c_bias, "lengths": s.lengths, "starts": s.starts},
+    }
 
 
 def forward_steps(
@@ -49,10 +59,10 @@ def forward_steps(
     multiplied: Tensor | None,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
-    w_hh: Tensor | None,
-    b_hh: Tensor | None,
-    w_c: Tensor | None,
-    b_c: Tensor | None,
+    gain_hh: Tensor | None,
+    bias_hh: Tensor | None,
+    gain_c: Tensor | None,
+    bias_c: Tensor | None,
     lengths: Tensor | None,
     starts: Tensor | None,
     reverse: bool,
@@ -63,7 +73,7 @@ def forward_steps(
     (T, B), initial = (len(h) - 1, h.shape[1]), len(h) - 1 if reverse else 0
     carried = h if lengths is not None and m is None else None
     written = h if m is None else m, c, stats, multiplied if m is None else None
-    tensors = [x, p, w_hh, b_hh, w_c, b_c, lengths, starts, carried, *written]
+    tensors = [x, p, gain_hh, bias_hh, gain_c, bias_c, lengths, starts, carried, *written]
     launch, weight_hh = plan.launch.repeated(plan.count(B), *tensors), weight_hh.t()
     hs, ps = h.unbind(0), p.unbind(0)
     runs = None if lengths is None or m is None else running(T, lengths)
@@ -95,7 +105,7 @@ def backward(
     cuda_graph: bool,
     device: Device,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """(dgates, dp, dh0, dc0, dw_c, db_c, dh) from the gradients dy and dcells of h and c.
+    """(dgates, dp, dh0, dc0, dgain_c, dbias_c, dh) from the gradients dy and dcells of h and c.
 
     dgates and dp (T, B, 4H), the same tensor where gates are not normalized; dh (T, B, P), the whole gradient
     of h, which that of the projection is made of, None where there is none.
@@ -109,31 +119,33 @@ def backward(
     kept = None if s.lengths is None else x.new_zeros((B, P))
     total = None if s.weight_hr is None else x.new_empty((T, B, P))
     dm = None if s.weight_hr is None else x.new_empty((B, H))
-    dw_c, db_c = (None if w is None else c.new_zeros((programs, H)) for w in (s.ln_c_weight, s.ln_c_bias))
+    dgain_c, dbias_c = (None if w is None else c.new_zeros((programs, H)) for w in (s.ln_c_weight, s.ln_c_bias))
     dc0 = None if s.starts is None else torch.zeros_like(dc)
     given, p = (None, x) if s.summed else (x, p)
-    tensors = (
-        *(contiguous(dy), contiguous(dcells), given, p, stats, c),
-        *(s.weight_hh, s.weight_hr, *s[1:5], s.lengths, s.starts),
-        *(dgates, dp, dh, dc, dc0, kept, total, dm, dw_c, db_c),
+    read = {"dy": contiguous(dy), "dcells": contiguous(dcells), "x": given, "p": p, "stats": stats, "c": c}
+    written = {
+        **{"dgates": dgates, "dp": dp, "dh": dh, "dc": dc, "dc0": dc0},
+        **{"kept": kept, "total": total, "dm": dm, "dgain_c": dgain_c, "dbias_c": dbias_c},
+    }
+    tensors = {**read, **constant(s), **written}
+    step_graphs.run(
+        backward_steps, tensors, written, {"reverse": s.reverse, "eps": s.eps, "plan": plan}, cuda_graph, device
     )
-    written = range(len(tensors) - 10, len(tensors))
-    step_graphs.run(backward_steps, tensors, written, (s.reverse, s.eps, plan), cuda_graph, device)
     if kept is not None:
         dh += kept
     if dc0 is not None:
         dc += dc0
-    return dgates, dgates if dp is None else dp, dh, dc, *added_up(dw_c, db_c, device), total
+    return dgates, dgates if dp is None else dp, dh, dc, *added_up(dgain_c, dbias_c, device), total
 
 
-def added_up(dw_c: Tensor | None, db_c: Tensor | None, device: Device) -> tuple[Tensor | None, Tensor | None]:
+def added_up(dgain_c: Tensor | None, dbias_c: Tensor | None, device: Device) -> tuple[Tensor | None, Tensor | None]:
     """The sums of the programs' partial sums."""
-    if dw_c is None:
+    if dgain_c is None:
         return None, None
-    programs, H = dw_c.shape
-    sums = dw_c.new_empty(H), None if db_c is None else db_c.new_empty(H)
-    plan = column_sums_plan(H, dw_c.dtype, (dw_c.dtype, dtype_of(db_c)), device)
-    plan.launch(plan.count(H), (dw_c, db_c), tuple(sums), programs)
+    programs, H = dgain_c.shape
+    sums = dgain_c.new_empty(H), None if dbias_c is None else dbias_c.new_empty(H)
+    plan = column_sums_plan(H, dgain_c.dtype, (dgain_c.dtype, dtype_of(dbias_c)), device)
+    plan.launch(plan.count(H), (dgain_c, dbias_c), tuple(sums), programs)
     return sums
 
 
@@ -146,10 +158,10 @@ def backward_steps(
     c: Tensor,
     weight_hh: Tensor,
     weight_hr: Tensor | None,
-    w_hh: Tensor | None,
-    b_hh: Tensor | None,
-    w_c: Tensor | None,
-    b_c: Tensor | None,
+    gain_hh: Tensor | None,
+    bias_hh: Tensor | None,
+    gain_c: Tensor | None,
+    bias_c: Tensor | None,
     lengths: Tensor | None,
     starts: Tensor | None,
     dgates: Tensor,
@@ -160,8 +172,8 @@ def backward_steps(
     kept: Tensor | None,
     total: Tensor | None,
     dm: Tensor | None,
-    dw_c: Tensor | None,
-    db_c: Tensor | None,
+    dgain_c: Tensor | None,
+    dbias_c: Tensor | None,
     reverse: bool,
     eps: float,
     plan: Plan,
@@ -169,9 +181,9 @@ def backward_steps(
     T, B = len(p), p.shape[1]
     projected = total is not None
     tensors = [
-        *(None if projected else dy, dm if projected else dh, dcells, x, p, w_hh, b_hh, w_c, b_c),
+        *(None if projected else dy, dm if projected else dh, dcells, x, p, gain_hh, bias_hh, gain_c, bias_c),
         *(lengths, starts, None if projected else starts, c, stats),
-        *(None if projected else kept, dc, dc0, dgates, dp, dw_c, db_c),
+        *(None if projected else kept, dc, dc0, dgates, dp, dgain_c, dbias_c),
     ]
     launch, dps = plan.launch.repeated(plan.count(B), *tensors), (dgates if dp is None else dp).unbind(0)
     idle = None if lengths is None or total is None else ~running(T, lengths)

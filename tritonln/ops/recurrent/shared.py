@@ -34,6 +34,11 @@ class LSTMSteps(NamedTuple):
     summed: bool  # the sum of both products is normalized: x is that of the input, and the steps' sums take its place
     eps: float
 
+    @property
+    def norms(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """Gain and bias of the gates' norm and of the cell's."""
+        return self.gain, self.bias, self.ln_c_weight, self.ln_c_bias
+
 
 class GRUSteps(NamedTuple):
     """What the time steps of a GRU have in common."""
@@ -210,8 +215,8 @@ def filled(like: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
 
 
 def present(tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The tensors that `filled` was given."""
-    return tuple(None if t is None or t.dim() == 1 else t for t in tensors)
+    """The tensors that `filled` was given, whose empty ones of one dimension stand for None."""
+    return tuple(None if t is None or (t.dim() == 1 and t.numel() == 0) else t for t in tensors)
 
 
 def fake_gradients(inputs: Sequence[Tensor | None], needs: Sequence[bool]) -> list[Tensor]:

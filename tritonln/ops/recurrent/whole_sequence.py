@@ -44,7 +44,7 @@ class WholeSequence:
     @functools.cached_property
     def tunable(self) -> Tunable:
         def demand(key: Key) -> Demand:
-            return self.demand(key.operands["weight"].itemsize, "starts" in key.operands)
+            return self.demand(key.operands["matrix_hh"].itemsize, "starts" in key.operands)
 
         def scalars(M: int) -> tuple[float, ...]:
             return LENGTH, M, *direction(LENGTH, False, self.backward), *self.scalars
