@@ -52,26 +52,24 @@ def facts(report: Report, device: Device, backward: bool) -> Facts:
 
 @dataclasses.dataclass
 class Listener:
-    """Stands before JITFunction.run, and notes what each launch was compiled to."""
+    """Notes what each launch was compiled to."""
 
     device: Device
     needed: int
-    run: Any
     case: Facts
     itemsize: int
     backward: bool = False
     launched: dict[str, Facts] = dataclasses.field(default_factory=dict)
 
-    def note(self, kernel: Any, args: tuple[Any, ...], options: Facts) -> Any:
+    def note(self, kernel: Any, args: tuple[Any, ...], options: Facts, compiled: Any) -> None:
         import torch
 
         from tritonln.machine_code import read_cubin
 
-        compiled = self.run(kernel, *args, **options)
         code, name = read_cubin(compiled, self.device), kernel.fn.__name__
         # Of configurations that an autotuner tries, the one that spills least: here all take the same time.
         if name in self.launched and self.launched[name]["spills"] <= code.spills:
-            return compiled
+            return
         grid = options["grid"](options) if callable(options["grid"]) else options["grid"]
         programs, threads = grid[0] * (grid[1] if len(grid) > 1 else 1), compiled.metadata.num_warps * 32
         resident = min(code.resident, -(-programs // self.device.multiprocessors))
@@ -109,7 +107,6 @@ class Listener:
             local=code.local * threads / (rows * self.case["N"]),
         )
         self.launched[name] = facts(report, self.device, self.backward)
-        return compiled
 
     def torchs(self, kernel: Any, backward: bool) -> Facts:
         """An operator of torch's, such as a sum over partial sums, taken to run at full bandwidth."""
@@ -128,13 +125,13 @@ def of_library(name: str, target: str, cases: list[Facts]) -> Iterator[list[Fact
     stub.install()
     import torch
     from triton.runtime.autotuner import Autotuner
-    from triton.runtime.jit import JITFunction
 
     from benchmarks.libraries import libraries, spread_liger
+    from benchmarks.stub.launches import heard
     from benchmarks.traffic import Kernel, TorchOperators
     from tritonln.dtypes import DTYPES
 
-    device, norm, run = TARGETS[target], libraries()[name], JITFunction.run
+    device, norm = TARGETS[target], libraries()[name]
     needed = round(device.bandwidth * LATENCY / device.multiprocessors)
     if name == "liger":
         spread_liger()
@@ -142,22 +139,20 @@ def of_library(name: str, target: str, cases: list[Facts]) -> Iterator[list[Fact
         prune(Autotuner)
     for case in cases:
         dtype = DTYPES[case["dtype"]]
-        listener = Listener(device, needed, run, case, dtype.itemsize)
+        listener = Listener(device, needed, case, dtype.itemsize)
         x = torch.zeros(case["M"], case["N"], dtype=dtype, requires_grad=True)
         w, b = (torch.zeros(case["N"], dtype=dtype, requires_grad=True) for _ in range(2))
         dy, forward, backward = torch.zeros_like(x), list[Kernel](), list[Kernel]()
-        JITFunction.run = lambda self, *args, heard=listener, **options: heard.note(self, args, options)
         try:
-            with TorchOperators(forward):
-                y = norm(x, w, b)
-            listener.backward = True
-            with TorchOperators(backward):
-                torch.autograd.grad(y, (x, w, b), dy)
+            with heard(listener.note):
+                with TorchOperators(forward):
+                    y = norm(x, w, b)
+                listener.backward = True
+                with TorchOperators(backward):
+                    torch.autograd.grad(y, (x, w, b), dy)
         except Exception as error:
             yield [{"refused": f"{type(error).__name__}: {str(error)[:200]}"}]
             continue
-        finally:
-            JITFunction.run = run
         torchs = [listener.torchs(k, False) for k in forward] + [listener.torchs(k, True) for k in backward]
         yield [*listener.launched.values(), *torchs]
 

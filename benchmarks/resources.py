@@ -19,10 +19,10 @@ stub.install()
 import torch  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
 
 from benchmarks.libraries import libraries  # noqa: E402
 from benchmarks.operators import Norm  # noqa: E402
+from benchmarks.stub.launches import heard  # noqa: E402
 from tritonln.__main__ import sizes  # noqa: E402
 from tritonln.device import TARGETS  # noqa: E402
 from tritonln.dtypes import DTYPES  # noqa: E402
@@ -37,23 +37,17 @@ def spills(compiled: Any) -> int:
 def kernels(norm: Norm, M: int, N: int, parameters: torch.dtype) -> dict[str, Any]:
     """The compiled kernels that a forward and a backward launch, by name: of several, the one that spills least."""
     launched: dict[str, Any] = {}
-    run = JITFunction.run
 
-    def noting(self: Any, *args: Any, **options: Any) -> Any:
-        compiled = run(self, *args, **options)
-        name = self.fn.__name__
+    def note(kernel: Any, args: tuple[Any, ...], options: dict[str, Any], compiled: Any) -> None:
+        name = kernel.fn.__name__
         if name not in launched or spills(compiled) < spills(launched[name]):
             launched[name] = compiled
-        return compiled
 
     x = torch.zeros(M, N, dtype=torch.bfloat16, requires_grad=True)
     w, b = (torch.zeros(N, dtype=parameters, requires_grad=True) for _ in range(2))
-    JITFunction.run = noting
-    try:
+    with heard(note):
         y = norm(x, w, b)
         torch.autograd.grad(y, (x, w, b), torch.zeros_like(y))
-    finally:
-        JITFunction.run = run
     return launched
 
 

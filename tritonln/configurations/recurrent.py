@@ -61,7 +61,7 @@ MATRIX_ROWS = 16  # of the smallest tile that a matrix unit multiplies
 
 
 def precision(device: Device) -> str:
-    """Of fp32 products: as good as fp32's by the matrix units.  NVIDIA's take tf32, three products of which do."""
+    """Of fp32 products, as good as fp32's own: NVIDIA's matrix units take tf32, three products of which are that."""
     return "tf32x3" if device.backend == "cuda" else "ieee"
 
 

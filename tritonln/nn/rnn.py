@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from tritonln.nn.fx import leaf
 from tritonln.nn.rnn_base import LayerNormRNNBase, copied, sizes_of
-from tritonln.nn.rnn_parameters import gate_norm_sizes, lstm_norm_sizes, take_gru_options, take_lstm_options
+from tritonln.nn.rnn_parameters import gate_norm_sizes, lstm_norm_sizes, refuse, take_gru_options, take_lstm_options
 from tritonln.ops.recurrent.gru import layer_norm_gru
 from tritonln.ops.recurrent.lstm import layer_norm_lstm
 
@@ -111,7 +111,7 @@ class LayerNormLSTM(LayerNormRNNBase):
             return leaf(self, input, hx, resets=resets, return_cells=return_cells)
         states = () if hx is None else tuple(hx)
         if len(states) > 2 or not self.fits(input, states):
-            return torch.nn.LSTM.forward(self, input, hx)  # type: ignore[call-overload]
+            refuse(torch.nn.LSTM.forward, self, input, hx)
         y, final, cells = self.run(input, states, (self.proj_size or self.hidden_size, self.hidden_size), resets)
         return (y, final, cells) if return_cells else (y, final)
 
@@ -219,7 +219,7 @@ class LayerNormGRU(LayerNormRNNBase):
             return leaf(self, input, hx, resets=resets)
         states = () if hx is None else (hx,)
         if not self.fits(input, states):
-            return torch.nn.GRU.forward(self, input, hx)  # type: ignore[call-overload]
+            refuse(torch.nn.GRU.forward, self, input, hx)
         y, (final,), _ = self.run(input, states, (self.hidden_size,), resets)
         return y, final
 

@@ -16,6 +16,7 @@ from tritonln.nn.rnn_parameters import (
     changed,
     gate_norm_sizes,
     lstm_norm_sizes,
+    refuse,
     take_gru_options,
     take_lstm_options,
 )
@@ -92,7 +93,7 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
             return leaf(self, input, hx)
         states = (input.new_zeros(*input.shape[:-1], self.hidden_size),) * 2 if hx is None else tuple(hx)
         if len(states) > 2 or not fits(self, input, states):
-            return super().forward(input, hx)
+            refuse(super().forward, input, hx)
         rows = input.shape[0] if input.dim() == 2 else 1
         h, c = (s.reshape(rows, self.hidden_size) for s in states)
         _, (h, c), _ = layer_norm_lstm(
@@ -161,7 +162,7 @@ class LayerNormGRUCell(torch.nn.GRUCell):
             return leaf(self, input, hx)
         h = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
         if not fits(self, input, (h,)):
-            return super().forward(input, hx)
+            refuse(super().forward, input, hx)
         rows = input.shape[0] if input.dim() == 2 else 1
         _, h_n = layer_norm_gru(
             input.reshape(1, rows, self.input_size),

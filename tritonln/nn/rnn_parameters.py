@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NoReturn
 
 import torch
 from torch.nn import init
@@ -67,3 +68,9 @@ def take_gru_options(module: Any, gate_norm: str, norm_groups: str, reset: str, 
     others = f"gate_norm={gate_norm!r}" + (f" and reset={reset!r}" if gate_norm == "sum" else "")
     module.norm_groups = one_of(f"norm_groups with {others}", norm_groups, known[gate_norm])
     module.update_bias, module.eps = update_bias, eps
+
+
+def refuse(torch_forward: Callable[..., Any], *arguments: Any) -> NoReturn:
+    """Raises what torch says of an input and hx that do not fit; it would not normalize those that do."""
+    torch_forward(*arguments)
+    raise RuntimeError("expected input and hx to have the shapes that torch's own module takes")

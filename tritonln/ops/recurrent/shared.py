@@ -66,7 +66,8 @@ def widths(gates: int, group: int, H: int) -> tuple[int, ...]:
 def order(T: int, reverse: bool) -> list[tuple[int, int, int]]:
     """(t, slot of the state before, slot of the state after) of every step, in the order of time that is walked.
 
-    States lie in T + 1 slots, the initial one first, or last where time runs backward.
+    States lie in T + 1 slots, the initial one first, or last where time runs backward: of three steps
+    [(0, 0, 1), (1, 1, 2), (2, 2, 3)], or [(2, 3, 2), (1, 2, 1), (0, 1, 0)].
     """
     return [(t, t + 1, t) for t in reversed(range(T))] if reverse else [(t, t, t + 1) for t in range(T)]
 
