@@ -7,7 +7,7 @@
                                   is then x as that rounds it
     stats                 (M, 2)  (mean, rstd) of every row, fp32 (fp64 for fp64 x); (M, 1) rstd unless CENTRED;
                                   None: not stored
-    upstream              (dy, dx, x), three operands; x and dx only where x was a result
+    upstream              (dy, dx, x), three operands; x and dx only where x was a result; with RESTORE, y is in x's place
     d_entering, d_finishing       the gradients that are wanted, others empty; of operands "N" and "B N" instead
                           (P, N)  fp32 (fp64) partial sums, one row a program
     T                             rows of a batch, where an operand is one of batches, or of a group
@@ -18,6 +18,7 @@ The parts are device functions on tiles of fp32 (fp64) values:
     ENTER_BWD(dx, *entering) -> a term for each of these
     FINISH(x_hat, *finishing) -> y
     FINISH_BWD(dy, x_hat, *finishing) -> dx_hat, and a term for each of these
+    RESTORE(y, *finishing) -> x_hat           the reverse of FINISH, where all of these are columns; None: x is read
 
 A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Backward, a row is PIECES
 pieces of BLOCK_N columns and the tile (PIECES BLOCK_M, BLOCK_N): its row i holds piece i // BLOCK_M
@@ -51,11 +52,11 @@ from .operands import (
 )
 from .row import (
     each_to_pieces,
+    known_x_hat,
     load_stats,
     narrow,
     normalize,
     normalize_bwd,
-    normalized,
     row_sums,
     store_stats,
     summed_bwd,
@@ -121,7 +122,8 @@ def with_rest(terms, rest, PIECES: tl.constexpr):
 @triton.jit
 def opened(
     dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, cols, in_row, inside,
-    some, N, ENTER: tl.constexpr, FINISH_BWD: tl.constexpr, ENTERING: tl.constexpr, FINISHING: tl.constexpr,
+    some, N, ENTER: tl.constexpr, FINISH_BWD: tl.constexpr, RESTORE: tl.constexpr, ENTERING: tl.constexpr,
+    FINISHING: tl.constexpr,
 ):  # fmt: skip
     """(x_hat, dx_hat, the terms of `finishing`, the values of `entering`), of a tile or of what is left of its rows."""
     enter_values = load_rows(entering, ENTERING, enter_columns, row0, rows, each, cols, inside, N, chance)
@@ -129,9 +131,10 @@ def opened(
     # Zeros known when compiling: what follows is left out for the pieces past the row.
     gy = tl.where(some, load_tile(dy, row0, rows, cols, inside, N), 0.0)
     if len(x) > 0:
-        x_hat = normalized(load_tile(x, row0, rows, cols, inside, N), stats, in_row)
+        source = load_tile(x, row0, rows, cols, inside, N)
     else:
-        x_hat = normalized(entered(enter_values, in_row, ENTER), stats, in_row)
+        source = entered(enter_values, in_row, ENTER)
+    x_hat = known_x_hat(source, stats, finish_columns, in_row, RESTORE)
     dx_hat, terms = FINISH_BWD(gy, x_hat, *finish_values)
     return x_hat, dx_hat, terms, enter_values
 
@@ -170,6 +173,7 @@ def one_tile_bwd(
     ENTER: tl.constexpr,
     ENTER_BWD: tl.constexpr,
     FINISH_BWD: tl.constexpr,
+    RESTORE: tl.constexpr,
     ENTERING: tl.constexpr,
     FINISHING: tl.constexpr,
     NO_ENTERING: tl.constexpr,
@@ -220,7 +224,7 @@ def one_tile_bwd(
         rstd = stats[len(stats) - 1]
         x_hat, dx_hat, finish_terms, enter_values = opened(
             dy, x, entering, finishing, enter_columns, finish_columns, each_to_pieces(stats, PIECES), row0, rows, each,
-            chance, cols, in_row, inside, start < WHOLE, N, ENTER, FINISH_BWD, ENTERING, FINISHING,
+            chance, cols, in_row, inside, start < WHOLE, N, ENTER, FINISH_BWD, RESTORE, ENTERING, FINISHING,
         )  # fmt: skip
         finish_sums = add_terms(finish_sums, FINISHING, finish_terms)
         summed = summed_bwd(dx_hat, x_hat, CENTRED)
@@ -229,7 +233,7 @@ def one_tile_bwd(
             x_rest, dx_rest, terms_rest, values_rest = opened(
                 dy, x, entering, finishing, enter_rest, finish_rest, stats, row0, row * step,
                 batches(row0, row * step, M, T, GROUPED), chance, rest, in_rest, inside_rest, True, N, ENTER,
-                FINISH_BWD, ENTERING, FINISHING,
+                FINISH_BWD, RESTORE, ENTERING, FINISHING,
             )  # fmt: skip
             finish_rests = add_terms(finish_rests, FINISHING, terms_rest)
             of_row = row_sums(with_rest(summed, summed_bwd(dx_rest, x_rest, CENTRED), PIECES))

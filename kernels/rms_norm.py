@@ -6,6 +6,8 @@ Every argument is a tile of fp32 (fp64) values, one element of a row each; an ab
 import triton
 import triton.language as tl
 
+from .restore import inverse
+
 
 @triton.jit
 def scaled(x_hat, weight):
@@ -16,6 +18,12 @@ def scaled(x_hat, weight):
 def scaled_bwd(dy, x_hat, weight):
     """dx_hat, and the term of dweight."""
     return dy * weight, (dy * x_hat,)
+
+
+@triton.jit
+def scaled_restore(y, weight):
+    """x_hat."""
+    return y * inverse(weight, 0.0)
 
 
 # ---- x_hat rounded to the dtype of x before it meets the weight, as in transformers' Llama --------------

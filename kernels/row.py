@@ -224,6 +224,15 @@ def normalized(x, stats, in_row):
 
 
 @triton.jit
+def known_x_hat(source, stats, columns, in_row, RESTORE: tl.constexpr):
+    """x_hat from x and its statistics, or by RESTORE from y and the finishing columns, zero outside the row."""
+    if RESTORE is None:
+        return normalized(source, stats, in_row)
+    else:
+        return tl.where(in_row, RESTORE(source, *columns), 0.0)
+
+
+@triton.jit
 def summed_bwd(dx_hat, x_hat, CENTRED: tl.constexpr):
     """The tiles whose row sums normalize_bwd takes."""
     if CENTRED:

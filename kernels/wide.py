@@ -21,6 +21,7 @@ from .operands import (
 )
 from .row import (
     chunk_moments,
+    known_x_hat,
     load_stats,
     merge_chunks,
     normalized,
@@ -128,15 +129,16 @@ def wide_fwd(
 @triton.jit
 def chunk_bwd(
     dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, cols, in_row, inside, N,
-    ENTER: tl.constexpr, FINISH_BWD: tl.constexpr, ENTERING: tl.constexpr, FINISHING: tl.constexpr,
-    EVICTION: tl.constexpr,
+    ENTER: tl.constexpr, FINISH_BWD: tl.constexpr, RESTORE: tl.constexpr, ENTERING: tl.constexpr,
+    FINISHING: tl.constexpr, EVICTION: tl.constexpr,
 ):  # fmt: skip
     """(x_hat, dx_hat, the terms of `finishing`, the values of `entering`)"""
     values = load_rows(entering, ENTERING, enter_columns, row0, rows, each, cols, inside, N, chance, EVICTION)
     if len(x) > 0:
-        x_hat = normalized(load_tile(x, row0, rows, cols, inside, N, EVICTION), stats, in_row)
+        source = load_tile(x, row0, rows, cols, inside, N, EVICTION)
     else:
-        x_hat = normalized(entered(values, in_row, ENTER), stats, in_row)
+        source = entered(values, in_row, ENTER)
+    x_hat = known_x_hat(source, stats, finish_columns, in_row, RESTORE)
     gy = load_tile(dy, row0, rows, cols, inside, N, EVICTION)
     others = load_rows(finishing, FINISHING, finish_columns, row0, rows, each, cols, inside, N, chance, EVICTION)
     dx_hat, terms = FINISH_BWD(gy, x_hat, *others)
@@ -161,6 +163,7 @@ def wide_bwd(
     ENTER: tl.constexpr,
     ENTER_BWD: tl.constexpr,
     FINISH_BWD: tl.constexpr,
+    RESTORE: tl.constexpr,
     ENTERING: tl.constexpr,
     FINISHING: tl.constexpr,
     NO_ENTERING: tl.constexpr,
@@ -198,7 +201,7 @@ def wide_bwd(
         finish_columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, start + cols, in_row, N)
         x_hat, dx_hat, finish_terms, enter_values = chunk_bwd(
             dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, start + cols,
-            in_row, inside, N, ENTER, FINISH_BWD, ENTERING, FINISHING, "evict_last",
+            in_row, inside, N, ENTER, FINISH_BWD, RESTORE, ENTERING, FINISHING, "evict_last",
         )  # fmt: skip
         dot += dx_hat * x_hat
         total += dx_hat
@@ -212,7 +215,7 @@ def wide_bwd(
         finish_columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, start + cols, in_row, N)
         x_hat, dx_hat, finish_terms, enter_values = chunk_bwd(
             dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, start + cols,
-            in_row, inside, N, ENTER, FINISH_BWD, ENTERING, FINISHING, "evict_first",
+            in_row, inside, N, ENTER, FINISH_BWD, RESTORE, ENTERING, FINISHING, "evict_first",
         )  # fmt: skip
         gx = dx_hat * rstd - x_hat * dot_term
         if CENTRED:

@@ -97,6 +97,7 @@ def wide_sums_bwd(
     STAGES: tl.constexpr,
     ENTER: tl.constexpr,
     FINISH_BWD: tl.constexpr,
+    RESTORE: tl.constexpr,
     ENTERING: tl.constexpr,
     FINISHING: tl.constexpr,
     NO_ENTERING: tl.constexpr,
@@ -129,7 +130,7 @@ def wide_sums_bwd(
         stats = each_to_pieces(load_stats(stats_ptr, row0, row * step, in_tile, CENTRED), PIECES)
         x_hat, dx_hat, terms, values = chunk_bwd(
             dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, cols, in_row,
-            in_row & in_rows, N, ENTER, FINISH_BWD, ENTERING, FINISHING, "evict_last",
+            in_row & in_rows, N, ENTER, FINISH_BWD, RESTORE, ENTERING, FINISHING, "evict_last",
         )  # fmt: skip
         sums = add_terms(sums, FINISHING, terms)
         if sums_ptr is not None:
@@ -160,6 +161,7 @@ def wide_dx_bwd(
     ENTER: tl.constexpr,
     ENTER_BWD: tl.constexpr,
     FINISH_BWD: tl.constexpr,
+    RESTORE: tl.constexpr,
     ENTERING: tl.constexpr,
     FINISHING: tl.constexpr,
     NO_ENTERING: tl.constexpr,
@@ -196,7 +198,7 @@ def wide_dx_bwd(
         stats = each_to_pieces(load_stats(stats_ptr, row0, row * step, in_tile, CENTRED), PIECES)
         x_hat, dx_hat, finish_terms, values = chunk_bwd(
             dy, x, entering, finishing, enter_columns, finish_columns, stats, row0, rows, each, chance, cols, in_row,
-            inside, N, ENTER, FINISH_BWD, ENTERING, FINISHING, "evict_first",
+            inside, N, ENTER, FINISH_BWD, RESTORE, ENTERING, FINISHING, "evict_first",
         )  # fmt: skip
         of_row = load_chunks(sums_ptr, row0, row * step, in_tile, CHUNKS, CENTRED)
         gx = normalize_bwd(dx_hat, x_hat, each_to_pieces(of_row, PIECES), stats[len(stats) - 1], N)

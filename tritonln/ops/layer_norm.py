@@ -12,6 +12,7 @@ from torch.overrides import has_torch_function_variadic
 from tritonln.device import kernels_on
 from tritonln.ops import layer_norm_aten, row_autograd, row_op
 from tritonln.ops.contract import check, described, output_dtype, shifted, traced, transformed
+from tritonln.ops.of_y import keeping, of_y, restored
 from tritonln.ops.operands import COLUMNS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.row_declaration import Parts
@@ -35,6 +36,15 @@ LAYER_NORM = RowOperator(
 row_op.define(LAYER_NORM)
 
 
+def _parts_of_y() -> Parts:
+    from tritonln.kernels.layer_norm import affine_restore
+
+    return _parts()._replace(restore=affine_restore)
+
+
+LAYER_NORM_OF_Y = of_y(LAYER_NORM, _parts_of_y, restored)
+
+
 def layer_norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
@@ -43,6 +53,7 @@ def layer_norm(
     eps: float = 1e-5,
     *,
     weight_offset: float = 0.0,
+    save: str = "x",
 ) -> Tensor:
     r"""Layer normalization over the trailing dimensions, as :func:`torch.nn.functional.layer_norm`.
 
@@ -84,7 +95,8 @@ def layer_norm(
     Source: Ba, Kiros and Hinton, Layer Normalization (2016, arXiv 1607.06450), equations 3 and 4.
     """
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-    key = None if weight_offset else described(LAYER_NORM, (x, weight, bias), shape, eps, weight_offset)
+    keeps = None if save == "x" else keeping(save, LAYER_NORM_OF_Y, (x, weight, bias), weight_offset)
+    key = None if weight_offset else described(LAYER_NORM, (x, weight, bias), shape, eps, weight_offset, keeps)
     if (forward := row_autograd.known(key)) is not None:
         return row_autograd.again(forward, (x, weight, bias))[0]
     if has_torch_function_variadic(input, weight, bias) or jagged_in_graph(input):
@@ -97,6 +109,7 @@ def layer_norm(
             bias=bias,
             eps=eps,
             weight_offset=weight_offset,
+            save=save,
         )
     if transformed():
         return _transformed(x, shape, weight, bias, eps, weight_offset)
@@ -107,7 +120,7 @@ def layer_norm(
         if row_autograd.left_to_inductor(x) or knows_only_aten("layer_norm", *tensors):
             return layer_norm_aten.operator(x, shape, weight, bias, eps)
         return row_op.by_op(LAYER_NORM, tensors, s)[0]
-    return row_autograd.directly(LAYER_NORM, tensors, s, kernels_on(x.device), key)[0]
+    return row_autograd.directly(LAYER_NORM, tensors, s, kernels_on(x.device), key, keeps)[0]
 
 
 def _transformed(

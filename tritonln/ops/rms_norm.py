@@ -12,6 +12,7 @@ from torch.overrides import has_torch_function_variadic
 from tritonln.device import kernels_on
 from tritonln.ops import rms_norm_aten, row_autograd, row_op
 from tritonln.ops.contract import check, described, output_dtype, shifted, traced, transformed
+from tritonln.ops.of_y import keeping, of_y, restored
 from tritonln.ops.operands import COLUMNS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.row_declaration import Parts
@@ -34,6 +35,15 @@ RMS_NORM = RowOperator(
     aten=rms_norm_aten,
 )
 row_op.define(RMS_NORM)
+
+
+def _parts_of_y() -> Parts:
+    from tritonln.kernels.rms_norm import scaled_restore
+
+    return _parts()._replace(restore=scaled_restore)
+
+
+RMS_NORM_OF_Y = of_y(RMS_NORM, _parts_of_y, restored)
 
 
 def _rounding(dtype: torch.dtype, name: str) -> RowOperator:
@@ -67,6 +77,7 @@ def rms_norm(
     *,
     weight_offset: float = 0.0,
     cast: str = "native",
+    save: str = "x",
 ) -> Tensor:
     r"""Root mean square normalization over the trailing dimensions, as :func:`torch.nn.functional.rms_norm`.
 
@@ -106,7 +117,8 @@ def rms_norm(
     Source: Zhang and Sennrich, Root Mean Square Layer Normalization (2019, arXiv 1910.07467), equation 4.
     """
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-    key = None if weight_offset else described(RMS_NORM, (x, weight), shape, eps, weight_offset, cast)
+    keeps = None if save == "x" else keeping(save, RMS_NORM_OF_Y, (x, weight), weight_offset)
+    key = None if weight_offset else described(RMS_NORM, (x, weight), shape, eps, weight_offset, cast, keeps)
     if (forward := row_autograd.known(key)) is not None:
         return row_autograd.again(forward, (x, weight))[0]
     if has_torch_function_variadic(input, weight) or jagged_in_graph(input):
@@ -119,6 +131,7 @@ def rms_norm(
             eps=eps,
             weight_offset=weight_offset,
             cast=cast,
+            save=save,
         )
     if cast not in CASTS:
         raise ValueError(f"expected cast to be one of {', '.join(map(repr, CASTS))}, but got {cast!r}")
@@ -135,7 +148,7 @@ def rms_norm(
         if row_autograd.left_to_inductor(x) or knows_only_aten("rms_norm", *tensors):
             return rms_norm_aten.operator(x, shape, weight, number)
         return row_op.by_op(RMS_NORM, tensors, s)[0]
-    return row_autograd.directly(RMS_NORM, tensors, s, kernels_on(x.device), key)[0]
+    return row_autograd.directly(RMS_NORM, tensors, s, kernels_on(x.device), key, keeps)[0]
 
 
 def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None, offset: float) -> Tensor:

@@ -12,6 +12,7 @@ from tritonln.configurations.lookup import Known
 from tritonln.device import Device, kernels_on, runs_triton
 from tritonln.ops import row_formula
 from tritonln.ops.contract import beyond_numbers, needs_grad, traced, transformed
+from tritonln.ops.of_y import OfY
 from tritonln.ops.operands import Tensors
 from tritonln.ops.row_op import (
     Result,
@@ -104,11 +105,21 @@ def known(key: Any) -> Forward | None:
         return None
 
 
-def directly(operator: RowOperator, tensors: Tensors, s: Settings, device: Device | None, key: Any = None) -> Result:
+def directly(
+    operator: RowOperator,
+    tensors: Tensors,
+    s: Settings,
+    device: Device | None,
+    key: Any = None,
+    of_y: OfY | None = None,
+) -> Result:
     """Of plain tensors that nobody traces.  A key is the description of tensors that were given as they are here: the
-    next call of that description is `known`.
+    next call of that description is `known`.  y is kept in the place of x where there is `of_y`.
     """
     forward = operator.prepared(tensors, s, needs_grad(*tensors), device)
+    if of_y is not None:
+        forward = forward._replace(of_y=of_y)
+        of_y.prepare(forward)
     if key is not None and all(isinstance(part, Hashable) and not isinstance(part, Tensor) for part in key):
         KNOWN.remember(key, forward)
     if device is None and not forward.save:
@@ -120,6 +131,10 @@ def again(forward: Forward, tensors: Tensors) -> Result:
     """A call that is prepared."""
     if not forward.save:
         return forward.on(tensors)[:2]
+    if forward.of_y is not None:
+        from tritonln.ops import keep_y
+
+        return keep_y.call(forward, tensors), None
     found = _apply(forward, *tensors)
     return found if forward.operator.returns_x else (found, None)
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from tritonln.ops.operands import BATCHES, BY_BATCH, COLUMNS, GROUPS, NOISE, ONE_A_BATCH, ROWS, SUMMED, Dtypes, Operand
 
-UPSTREAM = "dy", "dx_out", "x_out"  # the gradients of the results, and x where it was one
+# The gradients of the results, and x where it was one, or y where x_hat is restored from that.
+UPSTREAM = "dy", "dx_out", "x_out"
 
 
 class Parts(NamedTuple):
@@ -27,6 +28,7 @@ class Parts(NamedTuple):
     finish_bwd: Any
     enter: Any = None
     enter_bwd: Any = None
+    restore: Any = None  # of operators whose backward is given y and not x
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,6 +43,7 @@ class Declaration:
     twins:      entering operands whose gradients are the same where nothing else enters
     passed:     the entering operand whose gradient is that of y itself; where nothing is normalized
     formula:    finish in torch, on tensors (M, N) and (N,) or numbers; enter_formula: enter in torch
+    restore:    that part in torch, of operators that have it
     held:       tiles that the parts hold beside their operands
     aten:       forward and backward in torch's own operators, for devices without kernels; None: the formula
     """
@@ -55,6 +58,7 @@ class Declaration:
     passed: str | None = None
     formula: Callable[..., Tensor] | None = None
     enter_formula: Callable[..., Tensor] | None = None
+    restore: Callable[..., Tensor] | None = None
     held: int = 0
     aten: Any = None
 

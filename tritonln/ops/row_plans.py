@@ -119,10 +119,10 @@ class RowPlans(Declaration):
     @functools.cached_property
     def backward_tunable(self) -> Tunable:
         def keys(N: int, x: torch.dtype) -> Iterator[Key]:
-            out = x if self.returns_x else None
+            out = x if self.returns_x or self.restore is not None else None
             for parameter in dict.fromkeys((x, arithmetic(x))):
                 dtypes = self.usual_dtypes(x, parameter)
-                yield self._backward_key(N, (x, out, out), arithmetic(x), dtypes, (True,) * len(dtypes))
+                yield self._backward_key(N, self._upstream(x, out), arithmetic(x), dtypes, (True,) * len(dtypes))
 
         names = tuple(f"d{n}_partial" if o.kind in SUMMED else f"d{n}" for n, o in self.operands.items())
         E = len(self.entering)
@@ -158,7 +158,7 @@ class RowPlans(Declaration):
         (one_tile, wide, wide_sums, wide_dx), parts = _backward_kernels(), self.parts()
         tile, of = (c.block_m, c.block_n, c.num_stages), self.backward_tunable
         shared = *self._declared, self.batched, self.grouped, self.centred
-        operator = parts.enter, parts.enter_bwd, parts.finish_bwd, *shared
+        operator = parts.enter, parts.enter_bwd, parts.finish_bwd, parts.restore, *shared
         slots = c.programs * device.multiprocessors
 
         def launch_of(kernel: Any, name: str, *constants: Any) -> Launch:
@@ -174,11 +174,15 @@ class RowPlans(Declaration):
         if not c.programs:
             return Plan(launch_of(wide, f"{self.name}_wide_bwd", *tile, *operator), c.block_m, 0)
         sums_of = launch_of(
-            wide_sums, f"{self.name}_wide_sums_bwd", c.pieces, *tile, parts.enter, parts.finish_bwd, *shared
+            wide_sums, f"{self.name}_wide_sums_bwd", c.pieces, *tile, parts.enter, *operator[2:]
         )
         dx_of = launch_of(wide_dx, f"{self.name}_wide_dx_bwd", c.pieces, *tile, *operator)
         kinds = tuple(operand.kind for operand in self.finishing.values())
         return Plan(WideColumns(sums_of, dx_of, chunks, kinds), c.block_m, max(1, slots // chunks))
+
+    def _upstream(self, dy: torch.dtype | None, x: torch.dtype | None) -> Dtypes:
+        """Of a call whose results all have gradients."""
+        return dy, x if self.returns_x else None, x
 
     def _backward_key(
         self,
@@ -202,7 +206,7 @@ class RowPlans(Declaration):
     ) -> Plan:
         """For tensors of these dtypes; None where there is none."""
         if save and current_policy().name != "lookup":  # a backward pass may not search, nor be the one to fail
-            self.backward_plan(N, (y, x, x), arithmetic(y), dtypes, self.all_gradients(dtypes), device)
+            self.backward_plan(N, self._upstream(y, x), arithmetic(y), dtypes, self.all_gradients(dtypes), device)
         key = self._forward_key(N, dtypes, y, x, save)
         return self._forward(key, config_for(self.forward_tunable, key, device), device)
 
@@ -222,7 +226,7 @@ class RowPlans(Declaration):
         wanted, which differs between eager and compiled code.
         """
         dy, _, x = upstream
-        key = self._backward_key(N, (dy, x, x), stats, dtypes, self.all_gradients(dtypes))
+        key = self._backward_key(N, self._upstream(dy, x), stats, dtypes, self.all_gradients(dtypes))
         c = config_for(self.backward_tunable, key, device)
         several, batch, alone = (self._backward(key, c, device) for _ in range(3))
         twin, source = self.twin(dtypes, needs)

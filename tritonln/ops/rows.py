@@ -66,10 +66,11 @@ class Forward(NamedTuple):
     programs: int
     scalars: tuple[float, ...]  # that its arguments end in
     backwards: dict[Any, Backward]  # by which gradients are asked for and given
+    of_y: Any = None  # the operator of the backward pass that restores x_hat from y, where y is kept (keep_y.py)
 
     def on(self, tensors: Tensors) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(y, x, stats): y has the shape of the first operand, as has x where that is a result; stats where saved."""
-        operator, s, save, _, adjacent, alike, _, M, launch, programs, scalars, _ = self
+        operator, s, save, _, adjacent, alike, _, M, launch, programs, scalars, _, _ = self
         first: Any = tensors[0]
         y = torch.empty_like(first) if alike else empty_like(first, s.dtype)
         x = None if s.x_dtype is None else empty_like(first, s.x_dtype)
