@@ -5,7 +5,7 @@ bias -0, which adding changes nothing.
 """
 
 import triton
-import triton.language as tl
+import triton.language as tl  # noqa: F401  Triton's interpreter asks for it
 
 from .restore import inverse
 

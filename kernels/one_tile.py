@@ -7,7 +7,7 @@
                                   is then x as that rounds it
     stats                 (M, 2)  (mean, rstd) of every row, fp32 (fp64 for fp64 x); (M, 1) rstd unless CENTRED;
                                   None: not stored
-    upstream              (dy, dx, x), three operands; x and dx only where x was a result; with RESTORE, y is in x's place
+    upstream              (dy, dx, x), three operands; x and dx only where x was a result; with RESTORE, y is for x
     d_entering, d_finishing       the gradients that are wanted, others empty; of operands "N" and "B N" instead
                           (P, N)  fp32 (fp64) partial sums, one row a program
     T                             rows of a batch, where an operand is one of batches, or of a group
@@ -130,10 +130,7 @@ def opened(
     finish_values = load_rows(finishing, FINISHING, finish_columns, row0, rows, each, cols, inside, N, chance)
     # Zeros known when compiling: what follows is left out for the pieces past the row.
     gy = tl.where(some, load_tile(dy, row0, rows, cols, inside, N), 0.0)
-    if len(x) > 0:
-        source = load_tile(x, row0, rows, cols, inside, N)
-    else:
-        source = entered(enter_values, in_row, ENTER)
+    source = load_tile(x, row0, rows, cols, inside, N) if len(x) > 0 else entered(enter_values, in_row, ENTER)
     x_hat = known_x_hat(source, stats, finish_columns, in_row, RESTORE)
     dx_hat, terms = FINISH_BWD(gy, x_hat, *finish_values)
     return x_hat, dx_hat, terms, enter_values

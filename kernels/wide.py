@@ -134,10 +134,7 @@ def chunk_bwd(
 ):  # fmt: skip
     """(x_hat, dx_hat, the terms of `finishing`, the values of `entering`)"""
     values = load_rows(entering, ENTERING, enter_columns, row0, rows, each, cols, inside, N, chance, EVICTION)
-    if len(x) > 0:
-        source = load_tile(x, row0, rows, cols, inside, N, EVICTION)
-    else:
-        source = entered(values, in_row, ENTER)
+    source = load_tile(x, row0, rows, cols, inside, N, EVICTION) if len(x) > 0 else entered(values, in_row, ENTER)
     x_hat = known_x_hat(source, stats, finish_columns, in_row, RESTORE)
     gy = load_tile(dy, row0, rows, cols, inside, N, EVICTION)
     others = load_rows(finishing, FINISHING, finish_columns, row0, rows, each, cols, inside, N, chance, EVICTION)

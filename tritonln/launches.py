@@ -61,6 +61,8 @@ def prepared(
             # A weight matrix of the scale of a layer's, that nothing grows from step to step.
             scale = key.N**-0.5 if name == "weight" and len(shape) == 2 else 1.0
             made = (torch.randn(shape, generator=generator, device=where) * scale).to(dtype)
+            if name == "weight" and len(shape) == 1:
+                made = made + made.sign()  # none near zero, by which x_hat could not be restored from y
         if name in (*tunable.results, *tunable.updated):
             written[name] = made
         return made

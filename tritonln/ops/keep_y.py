@@ -23,7 +23,7 @@ from tritonln.ops.row_op import forward_of
 from tritonln.ops.rows import BackwardCall, Forward
 
 
-def possible(offset: float, x: Tensor, weight: Tensor | None, bias: Tensor | None = None) -> bool:
+def possible(offset: float, x: Any, weight: Tensor | None, bias: Tensor | None = None) -> bool:
     """Whether y may be kept.  x is where values cannot be looked at; and where no gradient is asked for, nothing is."""
     if any(t is not None and type(t) not in PLAIN for t in (x, weight, bias)):
         return False
@@ -93,13 +93,12 @@ def _look(device: torch.device) -> None:
         if not pair.is_whole() or pair.is_known():
             continue
         weight, bias = pair.tensors()
-        if weight is None:
-            weight = torch.ones_like(bias)
-        if weight.device == device:
-            weight = shifted(weight, pair.offset, weight.dtype)
+        first: Any = bias if weight is None else weight
+        if first.device == device:
+            weight = torch.ones_like(first) if weight is None else shifted(weight, pair.offset, weight.dtype)
             pairs.append(pair)
-            weights.append(weight.reshape(-1))
-            biases.append((weight if bias is None else bias).reshape(-1))
+            weights.append(weight.reshape(-1))  # type: ignore[union-attr]
+            biases.append((weight if bias is None else bias).reshape(-1))  # type: ignore[union-attr]
     w, b = torch.cat(weights).abs(), torch.cat(biases).abs()
     restores = (w >= LEAST_WEIGHT) & (b <= MOST_BIAS * w)
     if bool(restores.all()):
@@ -129,7 +128,7 @@ class _KeepingY(torch.autograd.Function):
         else:
             y, _, stats = forward.on(tensors)
         assert stats is not None
-        ctx.save_for_backward(y, stats, *tensors[1:])
+        ctx.save_for_backward(y, *tensors[1:], stats)
         ctx.forward = forward
         ctx.set_materialize_grads(False)
         return y, stats
@@ -138,7 +137,7 @@ class _KeepingY(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dstats: Tensor | None) -> tuple[Tensor | None, ...]:
         global _passes
         _passes += 1
-        forward, (y, stats, *finishing) = ctx.forward, ctx.saved_tensors
+        forward, (y, *finishing, stats) = ctx.forward, ctx.saved_tensors
         if dy is None and dstats is None:
             return (None,) * (2 + len(finishing))
         dy = y.new_zeros(()).expand(y.shape) if dy is None else dy

@@ -71,12 +71,15 @@ def layer_norm(
         eps: added to the variance.
         weight_offset: added to the weight, for weights that are stored around zero (Gemma's: 1).  torch adds it, in
             the precision of the arithmetic, so it costs a launch on N values; an absent weight stays a factor of 1.
+        save: what is kept for backward beside the parameters.  ``"x"``: the input.  ``"y"``: the result instead, so
+            that x is free where nobody else keeps it; where what follows keeps y anyway, as a linear layer does, y
+            costs nothing.  See below for what it takes.
 
     Returns:
         A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever
         ``F.layer_norm`` gives fp32).  Statistics, products and the sums of the gradients are fp32,
         and fp64 for fp64 ``x``; each gradient has the dtype of its input.  Saved for backward: the
-        arguments and 8 bytes a row (16 for fp64); nothing where no gradient is asked for.
+        arguments, or y in the place of ``x``, and 8 bytes a row (16 for fp64); nothing where no gradient is asked for.
         Where the variance overflows (deviations past 1e19 in fp32), y is 0.
 
     A row's result and its ``x`` gradient do not depend on the other rows, and the same inputs give
@@ -87,7 +90,19 @@ def layer_norm(
     of ``F.layer_norm`` itself is wrong in torch 2.13.)  ``torch.jit.trace`` and ``torch.jit.script`` get ATen's
     operator.
 
+    With ``save="y"`` backward restores x_hat = (y - b) / w, which is as right as y is rounded: to half a unit in the
+    last place of \|x_hat\| + \|b\| / \|w\|.  Therefore x is kept after all, whatever ``save`` says, where some
+    \|w\| is under 2^-17 or some \|b\| over 8 \|w\|: a step of training whose weight comes near zero takes more
+    memory, and its gradients are right.  Weights and biases are looked at for that, those of all such norms together:
+    a few launches on their values and one synchronization, at the first such norm after a backward pass, or after one
+    of them has changed.  Where nobody can look x is kept too: in compiled, exported and traced code (whose partitioner
+    decides what is kept), in the capture of a CUDA graph, under torch.func and forward mode, and of tensor subclasses
+    such as DTensors.  Writing over y before backward raises autograd's error.  Values that were written past autograd
+    (``weight.data``) between a look and backward give NaN where they are out of these bounds, no wrong number.  Higher
+    derivatives run through a gradient of y, which 16-bit dtypes round.
+
     Raises:
+        ValueError: for another ``save``.
         RuntimeError, TypeError, NotImplementedError: as ``F.layer_norm`` for shapes and dtypes that
             do not fit; RuntimeError for arguments on different devices, on a device that neither
             Triton nor the CPU serves, and for forward mode through a graph that was captured without it.

@@ -22,7 +22,6 @@ from tritonln.ops.row_declaration import Parts
 from tritonln.ops.row_formula import by_autograd, finish, rows, values
 from tritonln.ops.rows import BackwardCall, Forward, RowOperator, Settings
 
-
 SAVES = "x", "y"
 
 
@@ -45,10 +44,7 @@ class OfY(RowOperator):
         y, _, stats = self.norm.forward((make(rows, N, dtype=x), *columns), Settings(N, 1e-5, x), True, device)
         assert stats is not None
         s, needs = Settings(N, 1e-5, x), (True,) * len(dtypes)
-        self.backward(
-            BackwardCall(make(rows, N, dtype=x), None, y, (None, *columns), dtypes, stats, s, needs), device
-        )
-
+        self.backward(BackwardCall(make(rows, N, dtype=x), None, y, (None, *columns), dtypes, stats, s, needs), device)
 
     def prepare(self, forward: Forward) -> None:
         """Finds the configuration of the backward pass: that may neither search, nor be the one to fail."""
@@ -68,7 +64,7 @@ def of_y(norm: RowOperator, parts: Callable[[], Parts], restore: Callable[..., T
         norm.centred,
         formula=norm.formula,
         restore=restore,
-        held=1,  # 1 / weight
+        held=2,  # 1 / weight, and what ptxas keeps beside it: else the widest rows of a tile spill
     )
     assert all(operand.kind == COLUMNS for operand in operator.finishing.values())
     object.__setattr__(operator, "norm", norm)
@@ -76,11 +72,15 @@ def of_y(norm: RowOperator, parts: Callable[[], Parts], restore: Callable[..., T
     return operator
 
 
-def keeping(save: str, operator: OfY, tensors: tuple[Tensor | None, ...], weight_offset: float) -> OfY | None:
-    """The operator where y is to be kept, and may be kept of a norm of these tensors."""
+def check_save(save: str) -> str:
     if save not in SAVES:
         raise ValueError(f"expected save to be one of {', '.join(map(repr, SAVES))}, but got {save!r}")
-    if save == "x" or torch.compiler.is_compiling():
+    return save
+
+
+def keeping(save: str, operator: OfY, tensors: tuple[Tensor | None, ...], weight_offset: float) -> OfY | None:
+    """The operator where y is to be kept, and may be kept of a norm of these tensors."""
+    if check_save(save) == "x" or torch.compiler.is_compiling():
         return None
     from tritonln.ops import keep_y  # whose autograd Function takes time to make
 

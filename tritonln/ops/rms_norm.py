@@ -97,18 +97,21 @@ def rms_norm(
             the precision of the arithmetic, so it costs a launch on N values; an absent weight stays a factor of 1.
         cast: ``"native"``: y is rounded once.  ``"llama"``: the normalized x is rounded to its dtype before it meets
             the weight, and y again, as in transformers' Llama; the same for fp32 and fp64.
+        save: what is kept for backward beside the weight, ``"x"`` or, in its place, ``"y"``: as in
+            :func:`tritonln.layer_norm`, with a bias of 0.  The 16-bit dtypes keep x under ``cast="llama"``.
 
     Returns:
         A contiguous tensor of ``x``'s shape and dtype (fp32 under autocast wherever ``F.rms_norm`` of torch 2.13 gives
         fp32; that of 2.11 never does).
         Statistics, products and the sums of the gradients are fp32, and fp64 for fp64 ``x``; each gradient has the
-        dtype of its input.  Saved for backward: the arguments and 4 bytes a row (8 for fp64); nothing where no
-        gradient is asked for.  The mean of squares is computed in that precision too: where it overflows (values
-        past 1e19 in fp32), y is 0, as in torch.
+        dtype of its input.  Saved for backward: the arguments, or y in the place of ``x``, and 4 bytes a row (8 for
+        fp64); nothing where no gradient is asked for.  The mean of squares is computed in that precision too: where it
+        overflows (values past 1e19 in fp32), y is 0, as in torch.
 
     What :func:`tritonln.layer_norm` says of the bits of results and of derivatives holds here too.
 
     Raises:
+        ValueError: for another ``cast`` or ``save``.
         RuntimeError, TypeError, NotImplementedError: as ``F.rms_norm`` for shapes and dtypes that do not fit;
             RuntimeError for fp64 beside another dtype, which ``F.rms_norm`` takes with a warning, for complex x, for
             arguments on different devices, on a device that neither Triton nor the CPU serves, and for forward mode

@@ -173,9 +173,7 @@ class RowPlans(Declaration):
             )
         if not c.programs:
             return Plan(launch_of(wide, f"{self.name}_wide_bwd", *tile, *operator), c.block_m, 0)
-        sums_of = launch_of(
-            wide_sums, f"{self.name}_wide_sums_bwd", c.pieces, *tile, parts.enter, *operator[2:]
-        )
+        sums_of = launch_of(wide_sums, f"{self.name}_wide_sums_bwd", c.pieces, *tile, parts.enter, *operator[2:])
         dx_of = launch_of(wide_dx, f"{self.name}_wide_dx_bwd", c.pieces, *tile, *operator)
         kinds = tuple(operand.kind for operand in self.finishing.values())
         return Plan(WideColumns(sums_of, dx_of, chunks, kinds), c.block_m, max(1, slots // chunks))
