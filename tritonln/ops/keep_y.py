@@ -89,10 +89,10 @@ _passes = 0  # backward passes through norms that kept y
 def _look(device: torch.device) -> None:
     """At all that is not known, at once."""
     pairs, weights, biases = [], [], []
-    for pair in list(_pairs.values()):
+    for pair in tuple(_pairs.data.values()):  # at once, as other threads may add to them
+        weight, bias = pair.tensors()
         if not pair.is_whole() or pair.is_known():
             continue
-        weight, bias = pair.tensors()
         first: Any = bias if weight is None else weight
         if first.device == device:
             weight = torch.ones_like(first) if weight is None else shifted(weight, pair.offset, weight.dtype)
