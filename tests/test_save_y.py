@@ -221,7 +221,7 @@ def test_y_must_stay_as_it_is(way: str, device: torch.device) -> None:
 
 
 UNFIT = {
-    "weight of 0": {"weight": 0.0},
+    "weight of 0": {"weight": 0.0, "bias": 0.0},
     "tiny weight": {"weight": LEAST_WEIGHT * 0.99},
     "large bias": {"weight": 0.5, "bias": -MOST_BIAS * 0.51},
     "NaN": {"weight": float("nan")},
