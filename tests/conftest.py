@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.helpers.cases import thorough
 from tritonln.configurations import lookup, table
 from tritonln.configurations.config import STEPS
 from tritonln.device import Device, kernels_on, triton_device_type
@@ -80,6 +81,22 @@ def eager_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
 def without_kernels(eager_without_kernels: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """All operators on rows take that path."""
     monkeypatch.setattr("tritonln.ops.row_autograd._has_kernels", lambda device_type: False)
+
+
+@pytest.fixture(params=["kernels", "aten"])
+def way(request: pytest.FixtureRequest) -> str:
+    """Eager calls of operators on rows by kernels, and without."""
+    if request.param == "aten":
+        request.getfixturevalue("eager_without_kernels")
+    return request.param
+
+
+@pytest.fixture(params=[*thorough("kernels"), "aten"])
+def way_thoroughly(request: pytest.FixtureRequest) -> str:
+    """The same, by kernels in thorough runs only."""
+    if request.param == "aten":
+        request.getfixturevalue("eager_without_kernels")
+    return request.param
 
 
 @pytest.fixture
