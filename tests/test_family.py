@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.helpers.cases import thorough
-from tests.helpers.family import ADAPTIVE, FAMILY, TWINS, UNLIKE, call, check, operands, results, upstream_of
+from tests.helpers.family import ADAPTIVE, FAMILY, TWINS, UNLIKE, call, check, operands, oracle, results, upstream_of
 from tests.helpers.problems import BF16, F16, F32, F64
 from tritonln.launch import Launch
 
@@ -99,14 +99,26 @@ def test_gradients_only_of_what_requires_them(name: str, N: int, device: torch.d
 @pytest.mark.parametrize("name", TWO)
 def test_one_of_two_results(name: str, use: tuple[bool, bool], dtype: torch.dtype, device: torch.device) -> None:
     given = operands(name, (2, 3, 100), dtype, device)
-    words = list(given) if use[0] else [word for word in given if word in ("x", "residual", "gate")]
+    words = list(given) if use[0] else [word for word in given if word in FAMILY[name].entering]
     check(name, given, words, use)
-    if not use[0]:  # parameters that residual_out does not depend on
-        leaves = {word: t.detach().requires_grad_() for word, t in given.items()}
-        call(name, leaves, 100)[1].sum().backward()
-        for word in set(given) - set(words):
-            grad = leaves[word].grad
-            assert grad is None or not grad.any(), word
+
+
+@pytest.mark.parametrize("name", TWO)
+def test_a_result_without_y_is_the_sum_alone(name: str, way: str, device: torch.device) -> None:
+    """No gradient goes through the norm: rows that are not finite have theirs, and what finishes y has none."""
+    given = operands(name, (2, 3, 100), BF16, device)
+    given["x"][0, 1, 2] = given["weight"][0] = float("inf")
+    leaves = {word: t.detach().requires_grad_() for word, t in given.items()}
+    upstream = upstream_of(name, given["x"])
+    call(name, leaves, 100)[1].backward(upstream[1])
+    expected = oracle(name, given, (None, upstream[1])).values
+    for word, leaf in leaves.items():
+        if word in FAMILY[name].entering:
+            assert leaf.grad is not None
+            torch.testing.assert_close(leaf.grad.double(), expected[f"d{word}"], rtol=1e-2, atol=1e-2)
+        else:
+            assert leaf.grad is None
+    assert not call(name, {**given, "weight": leaves["weight"]}, 100)[1].requires_grad
 
 
 @pytest.mark.parametrize("shape", [(0, 3, 8), (3, 0, 8), (2, 3, 0)], ids=str)

@@ -173,8 +173,7 @@ def test_one_result_used(used: int, device: torch.device) -> None:
         grad = leaves[name].grad
         assert grad is None if i % 2 != used else grad is not None and grad.equal(full[name]), name
     other = NAMES[3 - used]
-    y = tritonln.qk_norm(**{**t, other: leaves[other]})[used]
-    assert torch.autograd.grad(y, leaves[other], dy[used], create_graph=True, allow_unused=True) == (None,)
+    assert not tritonln.qk_norm(**{**t, other: leaves[other]})[used].requires_grad
 
 
 def test_repeats_to_the_bit_and_tokens_do_not_depend_on_each_other(device: torch.device) -> None:

@@ -93,7 +93,9 @@ def add_layer_norm(
         x nor the residual.  What is dropped is drawn by row and column, with Philox, and is the same for every
         configuration, GPU and dtype.
 
-    What :func:`tritonln.layer_norm` says of the bits of results and of derivatives holds here too.
+    What :func:`tritonln.layer_norm` says of the bits of results and of derivatives holds here too.  Where only r' is
+    used, its gradient does not go through the norm, whose parameters have none; compiled code that returns y too gives
+    them zeros, as it does those of torch's norms.
 
     Raises:
         RuntimeError, TypeError, ValueError: for shapes, dtypes, devices and probabilities that do not fit, naming the

@@ -137,7 +137,9 @@ class _QKNorm(torch.autograd.Function):
         ctx.save_for_backward(*t)
         ctx.set_materialize_grads(False)
         ctx.norm = norm
-        return forward(t, norm, device)
+        results = forward(t, norm, device)
+        ctx.mark_non_differentiable(*qk_norm_op.constants(results, ctx.needs_input_grad[2:]))
+        return results
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -45,6 +45,11 @@ def _of_heads(
     return y.to(x.dtype)
 
 
+def constants(results: tuple[Tensor, Tensor], needs: Needs) -> list[Tensor]:
+    """Which of the results depend on nothing that requires a gradient."""
+    return [y for i, y in enumerate(results) if not any(needs[i:6:2])]
+
+
 def gradients(upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs: Needs) -> Sequence[Tensor | None]:
     """Of q, k, their weights and their biases, each None unless needed."""
     if all(dy is None for dy in upstream):
@@ -124,6 +129,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     t, ctx.norm = _read(inputs)
     ctx.save_for_backward(*t)
     ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*constants(output, ctx.needs_input_grad))
 
 
 def _differentiated(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:

@@ -22,7 +22,6 @@ from tritonln.ops.row_op import (
     formula_backward,
     forward_of,
     kept_of,
-    no_gradient,
 )
 from tritonln.ops.rows import BackwardCall, Forward, RowOperator, Settings
 from tritonln.ops.subclasses import foreign, knows_only_aten
@@ -153,17 +152,18 @@ class _Rows(torch.autograd.Function):
         if x is None:
             return y
         ctx.set_materialize_grads(False)
+        if not any(ctx.needs_input_grad[1 : 1 + len(forward.operator.entering)]):
+            ctx.mark_non_differentiable(x)
         return y, x
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dx: Tensor | None = None) -> tuple[Tensor | None, ...]:
         forward, saved = ctx.forward, ctx.saved_tensors
         operator, s = forward.operator, forward.s
-        if dy is None:
-            if dx is None:
-                return (None,) * (len(saved) - 1)
-            dy = no_gradient(dx, s)
-        call = BackwardCall(dy, dx, saved[-2], saved[:-2], forward.dtypes, saved[-1], s, ctx.needs_input_grad[1:])
+        if dy is None and dx is None:
+            return (None,) * (len(saved) - 1)
+        needs = ctx.needs_input_grad[1:]
+        call = operator.backward_call(dy, dx, saved[-2], saved[:-2], forward.dtypes, saved[-1], s, needs)
         found: Sequence[Tensor | None]
         if beyond_numbers(dy, dx):
             found = formula_backward(operator, call)
@@ -175,7 +175,7 @@ class _Rows(torch.autograd.Function):
 
 
 def _gradients(forward: Forward, call: BackwardCall) -> Sequence[Tensor | None]:
-    if forward.launch is None:
+    if forward.launch is None or call.dtypes is not forward.dtypes:
         return backward_of(forward.operator, call, forward.device)
     asked = call.needs, call.dx is None
     backward = forward.backwards.get(asked)

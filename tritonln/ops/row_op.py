@@ -74,11 +74,6 @@ def kept_of(operator: RowOperator, tensors: Tensors) -> Tensors:
     return tensors if all(operator.kept) else tuple([t if kept else None for t, kept in zip(tensors, operator.kept)])
 
 
-def no_gradient(dx: Tensor, s: Settings) -> Tensor:
-    """Of a y that nobody used: one row of zeros for all."""
-    return dx.new_zeros(s.N, dtype=s.dtype).expand(dx.numel() // s.N if s.N else 0, s.N).view(dx.shape)
-
-
 def op(operator: RowOperator) -> Any:
     return library.op(operator.name)
 
@@ -207,23 +202,22 @@ def define(operator: RowOperator) -> None:
         x = output[1] if operator.returns_x else None
         ctx.save_for_backward(*kept_of(operator, tensors), x, output[-1])
         ctx.dtypes = dtypes_of(tensors)
-        ctx.mark_non_differentiable(output[-1])
+        constant = x is not None and not any(ctx.needs_input_grad[: len(operator.entering)])
+        ctx.mark_non_differentiable(*output[1 if constant else -1 :])
         ctx.set_materialize_grads(False)  # of the statistics, which have none
 
     def differentiated(ctx: Any, dy: Tensor | None, *others: Tensor | None) -> tuple[Tensor | None, ...]:
         dx, s, E = others[0] if operator.returns_x else None, ctx.s, len(operator.entering)
         *tensors, x, stats = ctx.saved_tensors
         scalars = 2 + (NOISE in operator.kinds) + (1 + operator.returns_x)
-        if dy is None:
-            if dx is None:
-                return (None,) * (n + 1 + scalars)
-            dy = no_gradient(dx, s)
+        if dy is None and dx is None:
+            return (None,) * (n + 1 + scalars)
         needs = *ctx.needs_input_grad[:E], *ctx.needs_input_grad[E + 1 : n + 1]
         _refuse_factors(operator, needs)
         beyond = beyond_numbers(dy, dx)
         if not ctx.saved and not beyond:  # the graph was captured where nothing required a gradient
-            stats = _statistics_anew(operator, tensors, x, s, dy)
-        call = BackwardCall(dy, dx, x, tuple(tensors), ctx.dtypes, stats, s, needs)
+            stats = _statistics_anew(operator, tensors, x, s, dx if dy is None else dy)  # type: ignore[arg-type]
+        call = operator.backward_call(dy, dx, x, tuple(tensors), ctx.dtypes, stats, s, needs)
         found = formula_backward(operator, call) if beyond else backward_by_op(operator, call)
         return *found[:E], None, *found[E:], *(None,) * scalars
 

@@ -27,7 +27,6 @@ from tritonln.ops.row_op import (
     forward_by_op,
     forward_of,
     kept_of,
-    no_gradient,
 )
 from tritonln.ops.rows import BackwardCall, RowOperator, Settings
 
@@ -77,15 +76,15 @@ class _Rows(torch.autograd.Function):
         n = len(operator.operands)
         *tensors, stats = ctx.saved_tensors
         x, dx = (tensors[n], others[0]) if operator.returns_x else (None, None)
-        if dy is None:
-            if dx is None:
-                return (None,) * (n + 2)
-            dy = no_gradient(dx, s)
-        needs = [needed and dtype is not None for needed, dtype in zip(ctx.needs_input_grad[2:], ctx.dtypes)]
-        twin, source = operator.twin(ctx.dtypes, needs)
+        if dy is None and dx is None:
+            return (None,) * (n + 2)
+        given = operator.backward_call(dy, dx, x, tuple(tensors[:n]), ctx.dtypes, stats, s, ctx.needs_input_grad[2:])
+        dy, dx, x, operands, dtypes, stats, s, asked = given
+        needs = [needed and dtype is not None for needed, dtype in zip(asked, dtypes)]
+        twin, source = operator.twin(dtypes, needs)
         if twin is not None:  # no result of a Function may be another one of them
             needs[twin] = False
-        found = iter(_Gradients.apply(operator, s, ctx.dtypes, tuple(needs), dy, dx, x, stats, *tensors[:n]))  # type: ignore[no-untyped-call]
+        found = iter(_Gradients.apply(operator, s, dtypes, tuple(needs), dy, dx, x, stats, *operands))  # type: ignore[no-untyped-call]
         gradients = [next(found) if needed else None for needed in needs]
         if twin is not None:
             gradients[twin] = dy if source is None else gradients[source]

@@ -159,6 +159,30 @@ class RowOperator(RowPlans):
         scalars = M, M // self.batches(tensors), s.eps, s.p
         return Forward(self, s, save, dtypes, adjacent, alike, device, M, plan.launch, plan.count(M), scalars, {})
 
+    def backward_call(
+        self,
+        dy: Tensor | None,
+        dx: Tensor | None,
+        x: Tensor | None,
+        tensors: Tensors,
+        dtypes: Dtypes,
+        stats: Tensor,
+        s: Settings,
+        needs: tuple[bool, ...],
+    ) -> BackwardCall:
+        """From the gradients of the results that were used, at least one.
+
+        Where y was not, what finishes it is absent and has no gradient, and rows of zeros are normalized: a gradient of
+        zeros would become NaN in rows that are not finite.
+        """
+        if dy is not None:
+            return BackwardCall(dy, dx, x, tensors, dtypes, stats, s, needs)
+        assert dx is not None
+        E, M, absent = len(self.entering), dx.numel() // s.N if s.N else 0, (None,) * len(self.finishing)
+        dy, x = (dx.new_zeros(s.N, dtype=dtype).expand(M, s.N).view(dx.shape) for dtype in (s.dtype, s.x_dtype))
+        tensors, dtypes, needs = (*tensors[:E], *absent), (*dtypes[:E], *absent), (*needs[:E], *map(bool, absent))
+        return BackwardCall(dy, dx, x, tensors, dtypes, torch.zeros_like(stats), s._replace(eps=1.0), needs)
+
     def backward(self, call: BackwardCall, device: Device) -> list[Tensor | None]:
         """The gradients of the operands, each None unless needed."""
         if call.stats.shape[0]:
