@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from tests.helpers.recurrent import flat
-from tritonln.nn import LayerNormGRU, LayerNormLSTM
+from tritonln.nn import LayerNormGRU, LayerNormGRUCell, LayerNormLSTM, LayerNormLSTMCell
 
 pytestmark = pytest.mark.usefixtures("aten")
 
@@ -91,3 +92,35 @@ def test_16_bit_layers(layer: Any, dtype: torch.dtype) -> None:
     y, state = rnn(x)
     assert all(t.dtype == dtype for t in flat((y, state)))
     torch.testing.assert_close(y.float(), rnn.float()(x.float())[0], rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+def of_each_sample(net: nn.Module, x: Any) -> list[Tensor]:
+    """The gradients of its parameters."""
+    found = call_for_per_sample_grads(net, batch_size=3)(x)
+    torch.stack([t.pow(3).sum() for t in flat(found) if t.is_floating_point()]).sum().backward()
+    return [p.grad_sample for p in net.parameters()]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("make", [*LAYERS, LayerNormLSTMCell, LayerNormGRUCell])
+def test_per_sample_gradients_of_layers(make: Any) -> None:
+    layer = make in LAYERS
+    options = {"num_layers": 2, "bidirectional": True, "batch_first": True} if layer else {}
+    net, x = make(4, 5, dtype=torch.float64, **options), torch.randn(3, *[6] * layer, 4, dtype=torch.float64)
+    found = of_each_sample(net, x)
+    for i in range(3):
+        loss = torch.stack([t.pow(3).sum() for t in flat(net(x[i : i + 1]))]).sum()
+        for g, ref in zip(found, torch.autograd.grad(loss, list(net.parameters()))):
+            torch.testing.assert_close(g[i], ref)
+    for p in net.parameters():
+        p.grad_sample = None  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError, match="input batch size of 2 with ExpandedWeight of batch size 3"):
+        of_each_sample(net, x[:2])
+
+
+def test_per_sample_gradients_of_packed_sequences_are_torch_s() -> None:
+    lstm = nn.LSTM(4, 5, dtype=torch.float64)  # in fp32 torch has a kernel that it refuses here
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    packed = pack_padded_sequence(x, torch.tensor([2, 6, 4]), enforce_sorted=False)
+    ours = LayerNormLSTM.from_lstm(lstm, gate_norm="none", cell_norm="none")
+    for g, ref in zip(of_each_sample(ours, packed), of_each_sample(lstm, packed), strict=True):
+        torch.testing.assert_close(g, ref)

@@ -1,4 +1,4 @@
-"""Norms of torch's ExpandedWeights (call_for_per_sample_grads): the gradient of a parameter for each sample of a batch.
+"""Operators on torch's ExpandedWeights (call_for_per_sample_grads): gradients of parameters for each sample of a batch.
 
 A sample has a parameter of its own, a copy whose gradient goes to `grad_sample`; the rest is torch.vmap's.
 """
@@ -13,8 +13,6 @@ from torch import Tensor
 from torch.nn.utils._expanded_weights.expanded_weights_impl import ExpandedWeight
 from torch.nn.utils._expanded_weights.expanded_weights_utils import set_grad_sample_if_exists
 
-OF_ALL = "weight", "bias", "q_weight", "k_weight", "q_bias", "k_bias", "cos", "sin"  # what all samples share
-
 
 class _OfSamples(torch.autograd.Function):
     @staticmethod
@@ -28,13 +26,28 @@ class _OfSamples(torch.autograd.Function):
         set_grad_sample_if_exists(ctx.parameter, lambda weight: gradients)
 
 
-def by_sample(function: Callable[..., Any], named: Mapping[str, Any]) -> Any:
-    """function(**named), some of whose parameters are ExpandedWeights."""
+def by_sample(name: str, function: Callable[..., Any], named: Mapping[str, Any], batch: Mapping[str, int]) -> Any:
+    """function(**named), some of whose parameters are ExpandedWeights, with the samples in front of the results.
+
+    `batch` says in which dimension an argument has its samples; the first argument has them.  `name` is for errors.
+    """
+    word, x = next(iter(named.items()))
+    if isinstance(x, ExpandedWeight):
+        raise RuntimeError(
+            "Expanded Weights do not support inputs that are also ExpandedWeights. "
+            f"Input must be a Tensor, got {type(x).__name__} in function {name}"
+        )
+    size = x.shape[batch[word]]
     given: dict[str, Tensor] = {}
     dims: dict[str, int | None] = {}
-    for name, t in named.items():
-        if isinstance(t, Tensor):
-            expanded = isinstance(t, ExpandedWeight)
-            given[name] = _OfSamples.apply(t) if expanded else t  # type: ignore[no-untyped-call]
-            dims[name] = 0 if expanded or name not in OF_ALL else None
+    for word, t in named.items():
+        if isinstance(t, ExpandedWeight):
+            if t.batch_size != size:
+                raise RuntimeError(
+                    "Expected ExpandedWeights to have batch size matching input but got "
+                    f"input batch size of {size} with ExpandedWeight of batch size {t.batch_size}"
+                )
+            given[word], dims[word] = _OfSamples.apply(t), 0  # type: ignore[no-untyped-call]
+        elif isinstance(t, Tensor):
+            given[word], dims[word] = t, batch.get(word)
     return torch.vmap(lambda tensors: function(**{**named, **tensors}), (dims,))(given)

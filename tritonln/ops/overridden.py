@@ -10,12 +10,18 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function
 
+OF_ALL = "weight", "bias", "q_weight", "k_weight", "q_bias", "k_bias", "cos", "sin"  # what all samples share
 OF_SEQUENCES = "scale", "shift", "gate", "row_scale"  # may have one row, or value, for each sequence
 
 
 def is_jagged(t: Any) -> bool:
     """Whether t is a jagged nested tensor."""
     return isinstance(t, Tensor) and t.is_nested and t.layout == torch.jagged  # torch.fx's proxies only stand for one
+
+
+def is_expanded(t: Any) -> bool:
+    """Whether t is a parameter as call_for_per_sample_grads makes them."""
+    return type(t).__name__ == "ExpandedWeight"
 
 
 def jagged_in_graph(t: Any) -> bool:
@@ -26,10 +32,10 @@ def jagged_in_graph(t: Any) -> bool:
 def overridden(function: Callable[..., Any], tensors: Sequence[Tensor | None], *arguments: Any, **options: Any) -> Any:
     """function(*arguments, **options), some of whose tensors override it."""
     named = {**dict(zip(_names(function), arguments)), **options}
-    if any(type(t).__name__ == "ExpandedWeight" for t in tensors):
+    if any(is_expanded(t) for t in tensors):
         from tritonln.ops.expanded_weights import by_sample  # whose module of torch nothing else imports
 
-        return by_sample(function, named)
+        return by_sample(function.__name__, function, named, {word: 0 for word in named if word not in OF_ALL})
     if not any(is_jagged(t) for t in tensors):
         return handle_torch_function(function, tensors, *arguments, **options)
     word, like = next((word, t) for word, t in named.items() if is_jagged(t))

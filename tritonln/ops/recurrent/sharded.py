@@ -1,4 +1,4 @@
-"""Recurrent operators on tensors that override functions, and on DTensors: each rank has a part of the batch."""
+"""Recurrent operators on tensors that override functions: on DTensors each rank has a part of the batch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 from torch.utils._pytree import tree_map_only
 
+from tritonln.ops.overridden import is_expanded
 from tritonln.ops.subclasses import is_distributed
 
 Operator = TypeVar("Operator", bound=Callable[..., Any])
@@ -26,6 +27,8 @@ def overridable(operator: Operator) -> Operator:
     @functools.wraps(operator)
     def called(*arguments: Any, **options: Any) -> Any:
         tensors = [t for t in (*arguments, *options.values()) if isinstance(t, Tensor)]
+        if any(map(is_expanded, tensors)):
+            return by_sample(operator, signature.bind(*arguments, **options).arguments)
         if has_torch_function(tensors):
             return handle_torch_function(called, tensors, *arguments, **options)
         if any(is_distributed(type(t)) for t in tensors):
@@ -33,6 +36,18 @@ def overridable(operator: Operator) -> Operator:
         return operator(*arguments, **options)
 
     return cast(Operator, called)
+
+
+def by_sample(operator: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
+    """operator(**arguments), some of whose parameters are ExpandedWeights: a batch of one for each sample."""
+    from tritonln.ops import expanded_weights  # whose module of torch nothing else imports
+
+    def of_one(**sample: Any) -> Any:
+        ones = {name: t.unsqueeze(BATCH[name]) for name, t in sample.items() if name in BATCH and t is not None}
+        return tree_map_only(Tensor, lambda t: t.squeeze(t.dim() - 2), operator(**{**sample, **ones}))
+
+    found = expanded_weights.by_sample(operator.__name__, of_one, arguments, BATCH)
+    return tree_map_only(Tensor, lambda t: t.movedim(0, t.dim() - 2), found)
 
 
 def by_batch(operator: Callable[..., Any], arguments: Mapping[str, Any]) -> Any:
