@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tritonln
+from tests.helpers.cases import thorough
 from tests.helpers.family import FAMILY, UNLIKE, Tensors, call, check, operands, results, upstream_of
 from tests.helpers.problems import BF16, F32, F64
 
@@ -206,3 +207,31 @@ def test_opcheck(name: str) -> None:
     bare = tuple(t.detach() if isinstance(t, Tensor) else t for t in others)
     # Not test_schema, which knows no lists of dtypes.
     assert torch.library.opcheck(backward, bare, test_utils="test_faketensor") == {"test_faketensor": "SUCCESS"}
+
+
+def of_the_chosen(x: Tensor, residual: Tensor, factors: Tensor, some: Tensor, others: Tensor) -> Tensor:
+    """Batches whose number the values of two masks tell."""
+    x = x[some.nonzero()[:, 0]]
+    residual, factors = (t[others.nonzero()[:, 0]] for t in (residual, factors))
+    y, residual = tritonln.add_adaptive_layer_norm(x, residual, factors, factors, None, 8)
+    y, residual = tritonln.add_rms_norm(y, residual, 8, row_scale=factors[:, :1].detach())
+    return tritonln.gated_residual(y, residual, factors)
+
+
+@pytest.mark.parametrize("path", ["without_kernels", *thorough("device")])
+def test_sizes_that_only_values_tell(path: str, device: torch.device, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(path)
+    words = ("x", "residual", "gate")
+    given = operands("add_adaptive_layer_norm", (6, 3, 8), F32, device)
+    masks = [torch.tensor(mask, device=device) for mask in ([1, 0, 1, 1, 0, 1], [1, 1, 1, 1, 0, 0], [1, 0, 0, 0, 0, 0])]
+    compiled = torch.compile(of_the_chosen, fullgraph=True, backend="aot_eager")
+    derived = []
+    with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
+        for function in (of_the_chosen, compiled):
+            leaves = [given[word].detach().requires_grad_() for word in words]
+            y = function(*leaves, *masks[:2])
+            derived.append([y, *torch.autograd.grad(y.pow(3).sum(), leaves)])
+        with pytest.raises(RuntimeError, match="u0"):
+            compiled(*leaves, masks[0], masks[2])
+    for out, ref in zip(*derived):
+        torch.testing.assert_close(out, ref)

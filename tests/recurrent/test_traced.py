@@ -135,6 +135,24 @@ def test_sequences_of_every_length_have_one_graph(layer: Any) -> None:
 
 
 @pytest.mark.usefixtures("aten")
+@pytest.mark.parametrize("layer", [LayerNormGRU, *thorough(LayerNormLSTM)])
+def test_lengths_that_only_values_tell(layer: Any) -> None:
+    class OfTheChosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = layer(4, 5)
+
+        def forward(self, x: Tensor, some: Tensor) -> Tensor:
+            y: Tensor = self.rnn(x[some.nonzero()[:, 0]])[0]
+            return y
+
+    net, x = OfTheChosen(), torch.randn(4, 2, 4)
+    exported = torch.export.export(net, (x, torch.tensor([1, 0, 1, 1]))).module()
+    for some in ([1, 0, 1, 1], [0, 1, 0, 0]):
+        assert exported(x, torch.tensor(some)).equal(net(x, torch.tensor(some)))
+
+
+@pytest.mark.usefixtures("aten")
 @pytest.mark.parametrize("layer", LAYERS)
 def test_compiled_code_refuses_second_derivatives(layer: Any) -> None:
     torch._dynamo.reset()

@@ -23,6 +23,7 @@ from tritonln.nn.rnn_parameters import (
 from tritonln.nn.rnn_parameters import reset as reset_values
 from tritonln.ops.recurrent.gru import layer_norm_gru
 from tritonln.ops.recurrent.lstm import layer_norm_lstm
+from tritonln.ops.sizes import agree
 
 
 def register_norms(cell: torch.nn.Module, sizes: dict[str, int], device: Any, dtype: torch.dtype | None) -> None:
@@ -36,7 +37,7 @@ def fits(cell: torch.nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...]) 
     return (
         input.dim() in (1, 2)
         and input.shape[-1] == cell.input_size
-        and all(s.shape == (*input.shape[:-1], cell.hidden_size) for s in states)
+        and all([agree(s.shape, (*input.shape[:-1], cell.hidden_size)) for s in states])
     )
 
 

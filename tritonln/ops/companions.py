@@ -14,6 +14,7 @@ from torch import Tensor
 
 from tritonln.ops.contract import DTYPES, check_device, number
 from tritonln.ops.noise import seed_from
+from tritonln.ops.sizes import agree, equal, holds
 
 
 def check_companion(function: str, word: str, t: Any, x: Tensor) -> None:
@@ -30,7 +31,7 @@ def check_dtype(function: str, word: str, dtype: Any, x: Tensor) -> None:
 
 
 def check_shape(function: str, word: str, t: Tensor, shape: tuple[int, ...]) -> None:
-    if t.shape != shape:
+    if not agree(t.shape, shape):
         raise RuntimeError(f"{function}: Expected {word} size {list(shape)}, got {list(t.shape)}")
 
 
@@ -38,9 +39,9 @@ def row_factors(function: str, word: str, t: Tensor, x: Tensor, dims: int) -> Te
     """(B,) from a tensor with one value for each of the outermost dimensions of x, such as (B,) or (B, 1, 1)."""
     check_companion(function, word, t, x)
     lead, outer = x.shape[: x.dim() - dims], list(t.shape)
-    while outer and outer[-1] == 1:
+    while outer and holds(outer[-1] == 1):
         outer.pop()
-    if list(lead[: len(outer)]) != outer:
+    if not agree(outer, lead[: len(outer)]):
         expected = f"the outermost dimensions of {list(lead)}, such as {[*lead[:1], *[1] * (x.dim() - 1)]}"
         raise RuntimeError(f"{function}: expected {word} to have one value for each of {expected}, got {list(t.shape)}")
     return t.reshape(math.prod(outer))
@@ -55,12 +56,12 @@ def modulations(
     of (B, T, N), or as any other shape that broadcasts to that of x.
     """
     lead, row = tuple(x.shape[: x.dim() - dims]), tuple(x.shape[x.dim() - dims :])
-    if dims == 1 and len(lead) > 1 and lead[1] > 1:  # (B, N) beside (B, T, N): nearly always, in a tenth of the time
+    if dims == 1 and len(lead) > 1 and holds(lead[1] > 1):  # (B, N) beside (B, T, N): nearly always, in a tenth of the time
         plain = True
         for word, t in given.items():
             if t is not None:
                 check_companion(function, word, t, x)
-                plain = plain and t.shape == (lead[0], N)
+                plain = plain and t.dim() == 2 and holds(t.shape[0] == lead[0]) and holds(t.shape[1] == N)
         if plain:
             return list(given.values()), False
     outermost: dict[str, tuple[int, ...]] = {}
@@ -71,23 +72,27 @@ def modulations(
         check_companion(function, word, t, x)
         outer = tuple(t.shape[: max(0, t.dim() - dims)])
         outer += (1,) * (len(lead) - len(outer))
-        fits = len(outer) == len(lead) and all(a in (1, b) for a, b in zip(outer, lead))
-        if tuple(t.shape[t.dim() - dims :]) != row or t.dim() < dims or not fits:
+        fits = len(outer) == len(lead) and all([holds(a == 1) or equal(a, b) for a, b in zip(outer, lead)])
+        if t.dim() < dims or not agree(t.shape[t.dim() - dims :], row) or not fits:
             sizes = [list(size) for size in ((*lead[:1], *row), (*lead[:1], *[1] * (len(lead) - 1), *row), x.shape)]
             raise RuntimeError(
                 f"{function}: Expected {word} size {', '.join(map(str, sizes[:-1]))} or {sizes[-1]} beside x of "
                 f"{list(x.shape)}, got {list(t.shape)}"
             )
-        known = next((i for i in range(len(lead)) if outer[i:] == (1,) * (len(lead) - i)), len(lead))
-        outermost[word], shared[word] = outer, math.prod(lead[known:]) if outer[:known] == lead[:known] else 1
+        known = len(lead)
+        while known and holds(outer[known - 1] == 1):
+            known -= 1
+        whole = all([holds(a == b) for a, b in zip(outer[:known], lead)])
+        outermost[word], shared[word] = outer, math.prod(lead[known:]) if whole else 1
     rows = list(shared.values())
-    by_row = bool(rows and (rows[0] == 1 or any(n != rows[0] for n in rows)))
+    by_row = bool(rows) and (holds(rows[0] == 1) or not all([holds(n == rows[0]) for n in rows]))
 
     def prepared(word: str, t: Tensor) -> Tensor:
         # Not flattened where it is a row for each of x: before torch 2.13 DTensors that are sharded inside cannot be.
         if not by_row:
             return t.reshape(math.prod(outermost[word]), N)
-        return t if t.shape == x.shape else t.reshape(*outermost[word], *row).expand(x.shape).contiguous()
+        full = t.dim() == x.dim() and all([holds(a == b) for a, b in zip(t.shape, x.shape)])
+        return t if full else t.reshape(*outermost[word], *row).expand(x.shape).contiguous()
 
     return [None if t is None else prepared(word, t) for word, t in given.items()], by_row
 

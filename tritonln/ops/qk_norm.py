@@ -26,6 +26,7 @@ from tritonln.ops.contract import (
 )
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.qk_norm_rows import Norm, Tensors, forward, forward_in_place
+from tritonln.ops.sizes import agree, equal, holds
 
 
 def qk_norm(
@@ -174,7 +175,7 @@ def _check(
         raise RuntimeError(
             f"qk_norm: expected q of heads of 1 to {MOST} values, got {list(q.shape)}: tritonln.rms_norm takes any"
         )
-    if k.dim() != q.dim() or [*k.shape[:-2], k.shape[-1]] != [*lead, N]:
+    if k.dim() != q.dim() or not agree([*k.shape[:-2], k.shape[-1]], [*lead, N]):
         raise RuntimeError(
             f"qk_norm: Expected k size {[*lead, 'any', N]} beside q of {list(q.shape)}, got {list(k.shape)}"
         )
@@ -209,6 +210,6 @@ def _check_dtype(word: str, t: Tensor, known: Sequence[torch.dtype]) -> None:
 def _check_rotary(word: str, t: Tensor, full: list[int]) -> None:
     _check_dtype(word, t, DTYPES)
     sizes = list(t.shape)
-    fits = 2 <= len(sizes) <= len(full) and sizes[-2:] == full[-2:]
-    if not fits or any(a not in (1, b) for a, b in zip(sizes[:-2], full[len(full) - len(sizes) :])):
+    fits = 2 <= len(sizes) <= len(full) and agree(sizes[-2:], full[-2:])
+    if not fits or not all([holds(a == 1) or equal(a, b) for a, b in zip(sizes[:-2], full[len(full) - len(sizes) :])]):
         raise RuntimeError(f"qk_norm: Expected {word} size {full[-2:]} or {full}, got {sizes}")

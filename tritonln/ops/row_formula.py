@@ -15,6 +15,7 @@ from tritonln.ops.contract import arithmetic
 from tritonln.ops.noise import noise
 from tritonln.ops.operands import BATCHES, COLUMNS, GROUPS, NOISE, ROWS, Operand, Tensors
 from tritonln.ops.rows import BackwardCall, RowOperator, Settings
+from tritonln.ops.sizes import holds
 
 Values = list[Tensor | float]
 # (function, tensors, which of them have a gradient, the result's gradient) -> gradients
@@ -55,11 +56,11 @@ def values(operands: Mapping[str, Operand], tensors: Sequence[Tensor | None], M:
             found.append(noise(t, M, s.N, s.p).to(wide))
         elif operand.kind == GROUPS:
             G = t.shape[0]
-            found.append(t.to(wide).expand(M // G if G else 0, G, s.N).reshape(M, s.N))
+            found.append(t.to(wide).expand(0 if holds(G == 0) else M // G, G, s.N).reshape(M, s.N))
         else:
             B = t.shape[0]
             wider = t.to(wide).reshape(B, 1, s.N if operand.kind == BATCHES else 1)
-            found.append(wider.expand(B, M // B if B else 0, wider.shape[2]).reshape(M, wider.shape[2]))
+            found.append(wider.expand(B, 0 if holds(B == 0) else M // B, wider.shape[2]).reshape(M, wider.shape[2]))
     return found
 
 

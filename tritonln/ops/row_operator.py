@@ -17,6 +17,7 @@ from tritonln.ops.contract import DTYPES, HALF, check_device, described, number,
 from tritonln.ops.operands import COLUMNS, ROWS, Operand
 from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
+from tritonln.ops.sizes import agree
 
 
 def row_operator(
@@ -167,7 +168,7 @@ def _check(operator: RowOperator, tensors: Sequence[Any]) -> int:
         if not isinstance(t, Tensor):
             raise TypeError(f"{name}(): argument '{word}' must be Tensor, not {type(t).__name__}")
         shape = x.shape if operand.kind == ROWS else x.shape[-1:]
-        if t.dim() == 0 or t.shape != shape:
+        if t.dim() == 0 or not agree(t.shape, shape):
             raise RuntimeError(f"{name}: Expected {word} size {list(shape)}, got {list(t.shape)}")
         check_device(name, word, t, x.device)
         if t.dtype not in DTYPES or (t.dtype != x.dtype and not (t.dtype == torch.float32 and x.dtype in HALF)):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tritonln.device import Device, kernels_on
 from tritonln.ops.contract import DTYPES, HALF
+from tritonln.ops.sizes import agree, holds
 
 
 def check(
@@ -23,14 +24,14 @@ def check(
     """
     if x.dim() != 3:
         raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
-    if x.shape[0] == 0:
+    if holds(x.shape[0] == 0):
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if x.dtype not in DTYPES:
         raise RuntimeError(f"{operator}: expected input of a floating dtype, got {x.dtype}")
     for name, (t, shape) in shapes.items():
         if t is None:
             continue
-        if t.shape != shape:
+        if not agree(t.shape, shape):
             raise RuntimeError(f"{operator}: Expected {name} size {shape}, got {list(t.shape)}")
         if t.device != x.device:
             raise RuntimeError(
@@ -62,7 +63,7 @@ def check_norms(
 def check_lengths(operator: str, lengths: Tensor | None, x: Tensor) -> None:
     if lengths is None:
         return
-    if lengths.shape != x.shape[1:2] or lengths.dtype != torch.int64 or lengths.device != x.device:
+    if not agree(lengths.shape, x.shape[1:2]) or lengths.dtype != torch.int64 or lengths.device != x.device:
         raise RuntimeError(
             f"{operator}: expected lengths of shape ({x.shape[1]},), dtype torch.int64 on {x.device}, "
             f"got {tuple(lengths.shape)}, {lengths.dtype} on {lengths.device}"
@@ -72,7 +73,7 @@ def check_lengths(operator: str, lengths: Tensor | None, x: Tensor) -> None:
 def check_resets(operator: str, resets: Tensor | None, x: Tensor) -> None:
     if resets is None:
         return
-    if resets.shape != x.shape[:-1] or resets.dtype != torch.bool or resets.device != x.device:
+    if not agree(resets.shape, x.shape[:-1]) or resets.dtype != torch.bool or resets.device != x.device:
         raise RuntimeError(
             f"{operator}: expected resets of shape {tuple(x.shape[:-1])}, dtype torch.bool on {x.device}, "
             f"got {tuple(resets.shape)}, {resets.dtype} on {resets.device}"
