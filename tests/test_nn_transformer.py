@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -127,23 +128,30 @@ def test_inference_with_padding_is_torch_s(device: torch.device) -> None:
             torch.testing.assert_close(ours(x, src_key_padding_mask=padding)[~padding], expected[~padding])
 
 
+@warns
 @kinds
-def test_wrong_masks_are_refused(kind: str, device: torch.device) -> None:
-    layer, _ = pair(f"{kind}Layer", device, batch_first=True)
+def test_what_does_not_fit_is_refused_as_by_torch(kind: str, device: torch.device) -> None:
+    """With torch's error and in its words, those of training."""
+    ours, theirs = pair(f"{kind}Layer", device, batch_first=True)
     x, _ = calls(f"{kind}Layer", True, device)
-    given = (x, x) if kind == "TransformerDecoder" else (x,)
-    padding = {"TransformerEncoder": "src_key_padding_mask", "TransformerDecoder": "tgt_key_padding_mask"}[kind]
-    mask = "src_mask" if kind == "TransformerEncoder" else "tgt_mask"
-    hint = "is_causal" if kind == "TransformerEncoder" else "tgt_is_causal"
-    for wrong, message in (
-        ({mask: torch.zeros(T, T + 1)}, r"attn_mask of size \[5, 5\] or \[4, 5, 5\], but got \[5, 6\]"),
-        ({padding: torch.zeros(T, B)}, r"key_padding_mask of size \[2, 5\], but got \[5, 2\]"),
-        ({hint: True}, "Need attn_mask if specifying the is_causal hint"),
-    ):
-        with pytest.raises(RuntimeError, match=message):
-            layer(*given, **wrong)
-    with pytest.raises(RuntimeError, match="2 or 3 dimensions, got 4"):
-        layer(*(t[None] for t in given))
+    encoder = kind == "TransformerEncoder"
+    of = "src" if encoder else "tgt"
+    zeros = functools.partial(torch.zeros, device=device)
+    masks = [zeros(T, T + 1), zeros(B, T, T), zeros(T), zeros(B, 2, T, T), zeros(T, T, dtype=torch.long)]
+    paddings = [zeros(T, B), zeros(B, T + 1), zeros(T), zeros(B, T, 1), zeros(B, T, dtype=torch.long)]
+    wrong = [{f"{of}_mask": mask} for mask in masks] + [{f"{of}_key_padding_mask": padding} for padding in paddings]
+    wrong += [{"is_causal" if encoder else "tgt_is_causal": True}]
+    given: list[tuple[tuple[Tensor, ...], dict[str, Any]]] = [((x, x), options) for options in wrong]
+    given += [((x[None], x[None]), {}), ((x[..., :-1], x), {}), ((x[0, 0], x), {})]
+    if not encoder:
+        given += [((x, x[:1]), {}), ((x, x[0]), {}), ((x, x[..., :-1]), {}), ((x, x), {"memory_mask": zeros(T)})]
+    for inputs, options in given:
+        found = []
+        for layer in (ours, theirs):
+            with pytest.raises((RuntimeError, AssertionError)) as error:
+                layer.train()(*inputs[: 1 if encoder else 2], **options)
+            found.append((error.type, str(error.value)))
+        assert found[0] == found[1]
 
 
 def test_modules_are_what_they_are(device: torch.device) -> None:

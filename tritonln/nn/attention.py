@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,7 @@ from torch.nn import MultiheadAttention
 from torch.nn.modules.transformer import _detect_is_causal_mask, _get_seq_len
 
 from tritonln.nn.stream import hooked
+from tritonln.ops.sizes import agree
 
 
 class Masks(NamedTuple):
@@ -20,39 +22,36 @@ class Masks(NamedTuple):
     key_padding_mask: Tensor | None  # (B, S), or (S,) of one sequence
     is_causal: bool | None  # a hint that the first mask is causal, which is believed; None: to be found out
 
-    def once(self, x: Tensor, batch_first: bool) -> Masks:
+    def once(self, x: Tensor, batch_first: bool, *names: str) -> Masks:
         """The same for all layers of a stack: of numbers, and the hint found out, except by compiled code."""
-        mask, padding, hint = self.added_to(x)
+        mask, padding, hint = self.added_to(x, *names)
         if hint is None and not torch.compiler.is_compiling():
             hint = _detect_is_causal_mask(mask, None, _get_seq_len(x, batch_first))
         return Masks(mask, padding, bool(hint))
 
-    def added_to(self, x: Tensor) -> Masks:
-        """Of numbers, in the dtype of x."""
+    def added_to(self, x: Tensor, name: str = "attn_mask", name_of_padding: str = "key_padding_mask") -> Masks:
+        """Of numbers, in the dtype of x.  The names are for torch's errors."""
         mask, padding, hint = self
-        padding = F._canonical_mask(padding, "key_padding_mask", F._none_or_dtype(mask), "attn_mask", x.dtype)
-        return Masks(F._canonical_mask(mask, "attn_mask", None, "", x.dtype, False), padding, hint)
+        padding = F._canonical_mask(padding, name_of_padding, F._none_or_dtype(mask), name, x.dtype)
+        return Masks(F._canonical_mask(mask, name, None, "", x.dtype, False), padding, hint)
+
+    def fit(self, batch: tuple[int, ...], heads: int, T: int, S: int) -> bool:
+        """Scores of T queries and S keys; where not, torch's attention refuses in its words."""
+        mask, padding, hint = self
+        if mask is None:
+            return not hint and (padding is None or agree(padding.shape, (*batch, S)))
+        size = (T, S) if mask.dim() == 2 else (math.prod(batch) * heads, T, S)
+        return agree(mask.shape, size) and (padding is None or agree(padding.shape, (*batch, S)))
 
     def merged(self, q: Tensor, S: int) -> tuple[Tensor | None, bool]:
         """One mask for scores of q (B, H, T, D), and whether attention is causal beside it."""
         B, H, T, _ = q.shape
-        if self.is_causal and self.attn_mask is None:
-            raise RuntimeError(
-                "Need attn_mask if specifying the is_causal hint. You may use the Transformer module method "
-                "`generate_square_subsequent_mask` to create this mask."
-            )
         mask, padding, is_causal = self.added_to(q)
         if is_causal and padding is None:
             return None, True
-        if mask is not None and mask.shape != (T, S):
-            if mask.shape != (B * H, T, S):
-                raise RuntimeError(
-                    f"expected attn_mask of size {[T, S]} or {[B * H, T, S]}, but got {list(mask.shape)}"
-                )
+        if mask is not None and mask.dim() == 3:
             mask = mask.view(B, H, T, S)
         if padding is not None:
-            if padding.shape != (B, S):
-                raise RuntimeError(f"expected key_padding_mask of size {[B, S]}, but got {list(padding.shape)}")
             padding = padding.view(B, 1, 1, S)
             mask = padding if mask is None else mask + padding
         return mask, False
@@ -62,12 +61,11 @@ def attention(module: MultiheadAttention, query: Tensor, memory: Tensor, masks: 
     """Of query to memory, which is both key and value.
 
     A module with more than projections of one size (``bias_k``, ``add_zero_attn``, ``kdim``), one of a subclass, and
-    one that somebody hooks into is called as it is.
+    one that somebody hooks into is called as it is; so is any for sizes that do not fit, which it refuses.
     """
-    if type(module).forward is not MultiheadAttention.forward or not _projects_only(module) or hooked(module):
+    own = type(module).forward is MultiheadAttention.forward and _projects_only(module) and not hooked(module)
+    if not own or not _fit(module, query, memory, masks):
         return module(query, memory, memory, need_weights=False, **masks._asdict())[0]
-    if query.dim() not in (2, 3) or memory.dim() != query.dim():
-        raise RuntimeError(f"expected query and memory of 2 or 3 dimensions, got {query.dim()} and {memory.dim()}")
     batch = 0 if module.batch_first else 1
     if query.dim() == 2:
         x = query.unsqueeze(batch)
@@ -85,6 +83,17 @@ def attention(module: MultiheadAttention, query: Tensor, memory: Tensor, masks: 
     mask, is_causal = masks.merged(q, k.shape[2])
     y = F.scaled_dot_product_attention(q, k, v, mask, module.dropout if module.training else 0.0, is_causal)
     return module.out_proj(y.permute((0, 2, 1, 3) if module.batch_first else (2, 0, 1, 3)).flatten(2))
+
+
+def _fit(module: MultiheadAttention, query: Tensor, memory: Tensor, masks: Masks) -> bool:
+    if query.dim() not in (2, 3) or memory.dim() != query.dim():
+        return False
+    *lead, E = query.shape
+    *others, width = memory.shape
+    sequence = module.batch_first if query.dim() == 3 else 0
+    T, S = lead.pop(sequence), others.pop(sequence)
+    widths = agree((E, width), (module.embed_dim, module.embed_dim))
+    return widths and agree(lead, others) and masks.fit(tuple(lead), module.num_heads, T, S)
 
 
 def _projects_only(module: MultiheadAttention) -> bool:

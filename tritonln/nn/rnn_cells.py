@@ -37,7 +37,7 @@ def fits(cell: torch.nn.RNNCellBase, input: Tensor, states: tuple[Tensor, ...]) 
     return (
         input.dim() in (1, 2)
         and input.shape[-1] == cell.input_size
-        and all([agree(s.shape, (*input.shape[:-1], cell.hidden_size)) for s in states])
+        and all(agree(s.shape, (*input.shape[:-1], cell.hidden_size)) for s in states)
     )
 
 

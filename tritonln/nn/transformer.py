@@ -39,7 +39,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         """Of src, (T, B, E), (B, T, E) where ``batch_first``, or (T, E); masks as torch has them."""
         if src.is_nested:
             return super().forward(src, src_mask, src_key_padding_mask, is_causal)
-        masks = Masks(src_mask, src_key_padding_mask, is_causal)
+        masks = Masks(src_mask, src_key_padding_mask, is_causal).added_to(src, "src_mask", "src_key_padding_mask")
         if self.norm_first:
             return self.added(Stream(src), masks).total()
         x, _ = self._attended(src, src, masks).normed(self.norm1)
@@ -134,7 +134,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         """As torch's."""
         if src.is_nested or not _chained(self.layers, TransformerEncoderLayer):
             return super().forward(src, mask, src_key_padding_mask, is_causal)
-        masks = Masks(mask, src_key_padding_mask, is_causal).once(src, self.layers[0].self_attn.batch_first)
+        batch_first = self.layers[0].self_attn.batch_first
+        masks = Masks(mask, src_key_padding_mask, is_causal).once(src, batch_first, "mask", "src_key_padding_mask")
         stream = Stream(src)
         for layer in self.layers:
             stream = layer.added(stream, masks)

@@ -56,7 +56,7 @@ def modulations(
     of (B, T, N), or as any other shape that broadcasts to that of x.
     """
     lead, row = tuple(x.shape[: x.dim() - dims]), tuple(x.shape[x.dim() - dims :])
-    if dims == 1 and len(lead) > 1 and holds(lead[1] > 1):  # (B, N) beside (B, T, N): nearly always, in a tenth of the time
+    if dims == 1 and len(lead) > 1 and holds(lead[1] > 1):  # (B, N) beside (B, T, N), nearly always: faster
         plain = True
         for word, t in given.items():
             if t is not None:
@@ -72,7 +72,7 @@ def modulations(
         check_companion(function, word, t, x)
         outer = tuple(t.shape[: max(0, t.dim() - dims)])
         outer += (1,) * (len(lead) - len(outer))
-        fits = len(outer) == len(lead) and all([holds(a == 1) or equal(a, b) for a, b in zip(outer, lead)])
+        fits = len(outer) == len(lead) and all(holds(a == 1) or equal(a, b) for a, b in zip(outer, lead))
         if t.dim() < dims or not agree(t.shape[t.dim() - dims :], row) or not fits:
             sizes = [list(size) for size in ((*lead[:1], *row), (*lead[:1], *[1] * (len(lead) - 1), *row), x.shape)]
             raise RuntimeError(
@@ -82,16 +82,16 @@ def modulations(
         known = len(lead)
         while known and holds(outer[known - 1] == 1):
             known -= 1
-        whole = all([holds(a == b) for a, b in zip(outer[:known], lead)])
+        whole = all(holds(a == b) for a, b in zip(outer[:known], lead))
         outermost[word], shared[word] = outer, math.prod(lead[known:]) if whole else 1
     rows = list(shared.values())
-    by_row = bool(rows) and (holds(rows[0] == 1) or not all([holds(n == rows[0]) for n in rows]))
+    by_row = bool(rows) and (holds(rows[0] == 1) or not all(holds(n == rows[0]) for n in rows))
 
     def prepared(word: str, t: Tensor) -> Tensor:
         # Not flattened where it is a row for each of x: before torch 2.13 DTensors that are sharded inside cannot be.
         if not by_row:
             return t.reshape(math.prod(outermost[word]), N)
-        full = t.dim() == x.dim() and all([holds(a == b) for a, b in zip(t.shape, x.shape)])
+        full = t.dim() == x.dim() and all(holds(a == b) for a, b in zip(t.shape, x.shape))
         return t if full else t.reshape(*outermost[word], *row).expand(x.shape).contiguous()
 
     return [None if t is None else prepared(word, t) for word, t in given.items()], by_row

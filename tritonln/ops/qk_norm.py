@@ -211,5 +211,5 @@ def _check_rotary(word: str, t: Tensor, full: list[int]) -> None:
     _check_dtype(word, t, DTYPES)
     sizes = list(t.shape)
     fits = 2 <= len(sizes) <= len(full) and agree(sizes[-2:], full[-2:])
-    if not fits or not all([holds(a == 1) or equal(a, b) for a, b in zip(sizes[:-2], full[len(full) - len(sizes) :])]):
+    if not fits or not all(holds(a == 1) or equal(a, b) for a, b in zip(sizes[:-2], full[len(full) - len(sizes) :])):
         raise RuntimeError(f"qk_norm: Expected {word} size {full[-2:]} or {full}, got {sizes}")

@@ -19,7 +19,7 @@ def holds(condition: Any) -> bool:
 
 def agree(sizes: Sequence[Any], expected: Sequence[Any]) -> bool:
     """Whether they are equal, which is asserted at run time where only the values of tensors tell."""
-    return len(sizes) == len(expected) and all([equal(a, b) for a, b in zip(sizes, expected)])
+    return len(sizes) == len(expected) and all(equal(a, b) for a, b in zip(sizes, expected))
 
 
 def equal(a: Any, b: Any) -> bool:
