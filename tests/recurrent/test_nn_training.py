@@ -88,6 +88,7 @@ def test_autocast(layer: Any, packed: bool) -> None:
 
 @pytest.mark.parametrize(("layer", "dtype"), list(itertools.product(LAYERS, [torch.float16, torch.bfloat16])))
 def test_16_bit_layers(layer: Any, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)  # in one of thirty others a row varies so little that its norm enlarges the rounding
     rnn, x = layer(4, 5, dtype=dtype), torch.randn(6, 3, 4).to(dtype)
     y, state = rnn(x)
     assert all(t.dtype == dtype for t in flat((y, state)))
