@@ -95,6 +95,10 @@ def test_y_may_be_written_over(name: str, way: str, device: torch.device, reques
         return y * 2, *rest
 
     same(derived(changed, tensors_of(name, device)), derived(anew, tensors_of(name, device)))
+    with torch.no_grad():
+        outputs = FUNCTIONS[name](tensors_of(name, device))
+    for y in outputs:  # in grad mode, by what requires a gradient
+        assert y.mul_(torch.ones(N, device=device, requires_grad=True)).requires_grad
 
 
 @some

@@ -94,6 +94,14 @@ def test_layers_whose_results_are_changed_in_place(layer: Any) -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormGRU, LayerNormLSTMCell, LayerNormGRUCell])
+def test_results_of_inference_may_be_written_over(kind: Any) -> None:
+    with torch.no_grad():
+        results = flat(kind(4, 5)(torch.randn(2, 4)))
+    for t in results:
+        assert t.mul_(torch.ones(5, requires_grad=True)).requires_grad
+
+
 @pytest.mark.parametrize("kind", [LayerNormLSTMCell, LayerNormGRUCell])
 def test_cells_whose_states_are_changed_in_place(kind: Any) -> None:
     """As where an episode ends: rows of the state start anew before the next step."""

@@ -21,6 +21,7 @@ from tritonln.nn.rnn_parameters import (
     take_lstm_options,
 )
 from tritonln.nn.rnn_parameters import reset as reset_values
+from tritonln.ops.contract import owned
 from tritonln.ops.recurrent.gru import layer_norm_gru
 from tritonln.ops.recurrent.lstm import layer_norm_lstm
 from tritonln.ops.sizes import agree
@@ -108,7 +109,7 @@ class LayerNormLSTMCell(torch.nn.LSTMCell):
             eps=self.eps,
             cuda_graph=False,
         )
-        return h.view(states[0].shape), c.view(states[1].shape)
+        return owned(h.view(states[0].shape)), owned(c.view(states[1].shape))
 
 
 class LayerNormGRUCell(torch.nn.GRUCell):
@@ -177,4 +178,4 @@ class LayerNormGRUCell(torch.nn.GRUCell):
             eps=self.eps,
             cuda_graph=False,
         )
-        return h_n.view(h.shape)
+        return owned(h_n.view(h.shape))

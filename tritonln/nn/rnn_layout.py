@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from tritonln.ops.contract import owned
+
 
 class Layout(NamedTuple):
     """The way back from (T, B, features) to what the caller gave."""
@@ -37,8 +39,8 @@ class Layout(NamedTuple):
             data = pack_padded_sequence(y, self.lengths).data  # type: ignore[arg-type]
             return PackedSequence(data, *self.packed[1:])
         if not self.batched:
-            return y.squeeze(1)
-        return y.transpose(0, 1) if self.batch_first else y
+            return owned(y.squeeze(1))
+        return owned(y.transpose(0, 1)) if self.batch_first else y
 
     def state(self, given: Tensor) -> Tensor:
         """A state of the caller's as (layers, B, features), in the order of the packed rows."""
@@ -50,7 +52,7 @@ class Layout(NamedTuple):
         """The way back of a state."""
         if self.packed is not None and self.packed.unsorted_indices is not None:
             return state.index_select(1, self.packed.unsorted_indices)
-        return state if self.batched else state.squeeze(1)
+        return state if self.batched else owned(state.squeeze(1))
 
 
 def laid_out(input: Tensor | PackedSequence, batch_first: bool) -> tuple[Tensor, Layout]:

@@ -232,6 +232,13 @@ def autograd_inside() -> Iterator[None]:
         yield
 
 
+def owned(t: Tensor) -> Tensor:
+    """A result.  Over a view that was made without gradients torch writes nothing that has one, but over its twin."""
+    if t.requires_grad or torch.compiler.is_compiling() or transformed() or not t._is_view():
+        return t
+    return t.detach()
+
+
 def contiguous(parameter: Tensor | None) -> Tensor | None:
     return None if parameter is None else parameter.contiguous()
 

@@ -20,6 +20,7 @@ from tritonln.ops.contract import (
     check_device,
     needs_grad,
     number,
+    owned,
     shifted,
     traced,
     transformed,
@@ -107,13 +108,18 @@ def _call(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
             return qk_norm_transforms.call(t, norm)
     symbolic = traced(*t)
     if row_autograd.only_formula("qk_norm", t, symbolic) or needs_grad(t.cos, t.sin):
-        return qk_norm_op.formula(t, norm)
+        return _by_formula(t, norm)
     if symbolic:
         return library.op("qk_norm")(*t, *norm)
     device = qk_norm_op.device_for(t)
     if device is None:
-        return qk_norm_op.formula(t, norm)
+        return _by_formula(t, norm)
     return _apply(norm, device, *t) if needs_grad(*t) else forward(t, norm, device)
+
+
+def _by_formula(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
+    q, k = qk_norm_op.formula(t, norm)
+    return owned(q), owned(k)
 
 
 def _in_place(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:

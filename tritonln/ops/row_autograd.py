@@ -11,7 +11,7 @@ from torch import Tensor
 from tritonln.configurations.lookup import Known
 from tritonln.device import Device, kernels_on, runs_triton
 from tritonln.ops import row_formula
-from tritonln.ops.contract import beyond_numbers, needs_grad, traced, transformed
+from tritonln.ops.contract import beyond_numbers, needs_grad, owned, traced, transformed
 from tritonln.ops.of_y import OfY
 from tritonln.ops.operands import Tensors
 from tritonln.ops.row_op import (
@@ -35,10 +35,14 @@ def call(operator: RowOperator, tensors: Tensors, s: Settings, key: Any = None) 
         return looked_into(operator, tensors, s)
     symbolic = traced(*tensors)
     if only_aten(operator.name, tensors, symbolic):
-        return row_formula.forward(operator, tensors, s)
+        return _owned(*row_formula.forward(operator, tensors, s))
     if symbolic:
         return by_op(operator, tensors, s)
     return directly(operator, tensors, s, kernels_on(first.device), key)
+
+
+def _owned(y: Tensor, x: Tensor | None) -> Result:
+    return owned(y), None if x is None else owned(x)
 
 
 def looked_into(operator: RowOperator, tensors: Tensors, s: Settings) -> Result:
@@ -122,7 +126,7 @@ def directly(
     if key is not None and all(isinstance(part, Hashable) and not isinstance(part, Tensor) for part in key):
         KNOWN.remember(key, forward)
     if device is None and not forward.save:
-        return forward_of(operator, tensors, s, False, None)[:2]
+        return _owned(*forward_of(operator, tensors, s, False, None)[:2])
     return again(forward, tensors)
 
 

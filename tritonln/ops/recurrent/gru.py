@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.ops.contract import arithmetic
+from tritonln.ops.contract import arithmetic, owned
 from tritonln.ops.recurrent import plain
 from tritonln.ops.recurrent.contract import (
     autocast_dtype,
@@ -152,7 +152,7 @@ def layer_norm_gru(
     (h,), save = GRU(x, h0, *gates, lengths, resets, reverse, norm_groups, reset, float(eps), cuda_graph)
     steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
     # What is saved for backward is nobody's to change.
-    return h[steps].clone() if save else h[steps], h[last].clone()
+    return h[steps].clone() if save else owned(h[steps]), h[last].clone()
 
 
 def _room(inputs: Sequence[Any], constants: Sequence[Any]) -> tuple[Tensor | None, ...]:

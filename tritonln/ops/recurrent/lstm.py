@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tritonln.ops.contract import arithmetic
+from tritonln.ops.contract import arithmetic, owned
 from tritonln.ops.recurrent import plain
 from tritonln.ops.recurrent.contract import (
     autocast_dtype,
@@ -120,8 +120,8 @@ def layer_norm_lstm(
         c = c.to(c0.dtype)
     steps, last = (slice(None, -1), 0) if reverse else (slice(1, None), -1)
     # What is saved for backward is nobody's to change.
-    y = h[steps].clone() if save else h[steps]
-    return y, (h[last].clone(), c[last].clone()), c[steps]
+    y = h[steps].clone() if save else owned(h[steps])
+    return y, (h[last].clone(), c[last].clone()), owned(c[steps])
 
 
 def _check(
