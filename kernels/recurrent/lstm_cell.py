@@ -58,6 +58,20 @@ def load_x(ptr, step, gate_row, inside, H):
 
 
 @triton.jit
+def load_gates_of(p_hat, x_ptr, gain_hh_ptr, bias_hh_ptr, step, gate_row, cols, inside, in_row, H):
+    """p_hat gain_hh + bias_hh + x, a gate at a time: of wide rows all operands at once exceed the registers."""
+    gates = ()
+    for k in tl.static_range(len(p_hat)):
+        gate = p_hat[k] * load_upcast(gain_hh_ptr + cols + k * H, in_row)
+        if bias_hh_ptr is not None:
+            gate += load_upcast(bias_hh_ptr + cols + k * H, in_row)
+        if x_ptr is not None:
+            gate += load_upcast(x_ptr + step + gate_row + k * H, inside)
+        gates = gates + (gate,)
+    return gates
+
+
+@triton.jit
 def running(lengths_ptr, t, row0, rows, B):
     return t < tl.load(lengths_ptr + row0 + rows, mask=rows < B - row0, other=0)
 

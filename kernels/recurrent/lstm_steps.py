@@ -10,7 +10,8 @@
     stats                       (T, G, B, 2)  (mean, rstd) of p's groups of GROUP gates, fp32 (fp64); None: not stored
 
 Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M of the batch.  A tile holds one gate of whole rows;
-everything is read once and written once.  `previous` and `current` are the slots of the states, and p_slot that of p.
+everything is read once, of rows wider than 2,048 p and gain_hh twice backward, and written once.  `previous` and
+`current` are the slots of the states, and p_slot that of p.
 """
 
 import triton
@@ -21,11 +22,13 @@ from .gates import (
     load_gates,
     load_groups,
     own_tile,
+    standardize_groups,
     standardized_groups,
     store_gates,
+    store_groups,
     where,
 )
-from .lstm_cell import advance, load_before, load_x, retreat, running, starting, through_norm
+from .lstm_cell import advance, load_before, load_gates_of, load_x, retreat, running, starting, through_norm
 
 
 @triton.jit(do_not_specialize=["t", "previous", "current", "initial", "p_slot", "B"])
@@ -63,14 +66,20 @@ def lstm_step_fwd(
     row0, rows, cols, in_row, inside = own_tile(B, H, BLOCK_M, BLOCK_H)
     row = rows * H + cols
     gate_row = rows * (4 * H) + cols
+    step = (t * B + row0) * (4 * H)
 
     p = load_gates(p_ptr + (p_slot * B + row0) * (4 * H), gate_row, inside, H, 4)
-    x = load_x(x_ptr, (t * B + row0) * (4 * H), gate_row, inside, H)
+    if BLOCK_H > 2048 and gain_hh_ptr is not None:
+        p_hat, means, rstds = standardize_groups(p, in_row, H, eps, GROUP)
+        store_groups(stats_ptr, means, rstds, row0, t, B, BLOCK_M)
+        p = load_gates_of(p_hat, x_ptr, gain_hh_ptr, bias_hh_ptr, step, gate_row, cols, inside, in_row, H)
+        x, gain_hh, bias_hh = (), (), ()
+    else:
+        x = load_x(x_ptr, step, gate_row, inside, H)
+        gain_hh, bias_hh = load_gates(gain_hh_ptr, cols, in_row, H, 4), load_gates(bias_hh_ptr, cols, in_row, H, 4)
     anew = starting(starts_ptr, previous, row0, rows, B)
     c = load_before(c_ptr, anew, previous, initial, row0, row, inside, B, H)
-    gain_hh = load_gates(gain_hh_ptr, cols, in_row, H, 4)
     gain_c, bias_c = load_gates(gain_c_ptr, cols, in_row, H, 1), load_gates(bias_c_ptr, cols, in_row, H, 1)
-    bias_hh = load_gates(bias_hh_ptr, cols, in_row, H, 4)
     h, new_c = advance(p, x, c, gain_hh, bias_hh, gain_c, bias_c, stats_ptr, row0, t, in_row, B, H, eps, GROUP, CARRY)
     if lengths_ptr is not None:
         runs = running(lengths_ptr, t, row0, rows, B)
@@ -138,10 +147,16 @@ def lstm_step_bwd(
     step = (t * B + row0) * (4 * H)
 
     p = load_gates(p_ptr + step, gate_row, inside, H, 4)
-    x = load_x(x_ptr, step, gate_row, inside, H)
+    if BLOCK_H > 2048 and gain_hh_ptr is not None:
+        means, rstds = load_groups(stats_ptr, row0, rows, t, B, 4 // GROUP)
+        p_hat = where(in_row, standardized_groups(p, means, rstds, GROUP))
+        p = load_gates_of(p_hat, x_ptr, gain_hh_ptr, bias_hh_ptr, step, gate_row, cols, inside, in_row, H)
+        x, gain_hh, bias_hh = (), (), ()
+    else:
+        x = load_x(x_ptr, step, gate_row, inside, H)
+        gain_hh, bias_hh = load_gates(gain_hh_ptr, cols, in_row, H, 4), load_gates(bias_hh_ptr, cols, in_row, H, 4)
     anew = starting(starts_ptr, previous, row0, rows, B)
     c = load_before(c_ptr, anew, previous, initial, row0, row, inside, B, H)
-    gain_hh = load_gates(gain_hh_ptr, cols, in_row, H, 4)
     gain_c, bias_c = load_gates(gain_c_ptr, cols, in_row, H, 1), load_gates(bias_c_ptr, cols, in_row, H, 1)
     dh = load_upcast(dh_ptr + own, inside)
     if ends_ptr is not None:
@@ -159,7 +174,6 @@ def lstm_step_bwd(
         if kept_ptr is not None:
             tl.store(kept_ptr + own, tl.where(runs, 0.0, dh), mask=inside)
 
-    bias_hh = load_gates(bias_hh_ptr, cols, in_row, H, 4)
     dgates, p_hat, rstds, dc, dgain_c, dbias_c = retreat(
         p,
         x,

@@ -145,7 +145,8 @@ def load_di_engine_lstm(weights: Mapping[str, Tensor], **options: Any) -> LayerN
 def load_dreamer_gru(weights: Mapping[str, Tensor], eps: float = 1e-3, **options: Any) -> LayerNormGRU:
     """From the state_dict of the GRUCell of NM512's dreamerv3-torch, one matrix for [x; h] and its norm.
 
-    Gates r, n, z, all of the sum normalized together, r a factor of the whole candidate.
+    Gates r, n, z, all of the sum normalized together, r a factor of the whole candidate.  Where the next input is drawn
+    from a state, as in Dreamer, it is called with sequences of one step.
     """
     matrix, gain, bias = "layers.GRU_linear.weight", "layers.GRU_norm.weight", "layers.GRU_norm.bias"
     expect("load_dreamer_gru", weights, [matrix, gain, bias])
