@@ -176,6 +176,16 @@ def test_one_result_used(used: int, device: torch.device) -> None:
     assert not tritonln.qk_norm(**{**t, other: leaves[other]})[used].requires_grad
 
 
+def test_one_weight_for_both(device: torch.device) -> None:
+    """Each place has a gradient of its own, with a graph too."""
+    t = inputs(64, F32, device)
+    dy = upstream(t)
+    weight = t["q_weight"].detach().requires_grad_()
+    y = tritonln.qk_norm(**{**t, "q_weight": weight, "k_weight": weight})
+    found = [torch.autograd.grad(y, weight, dy, create_graph=graph, retain_graph=True)[0] for graph in (False, True)]
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
 def test_repeats_to_the_bit_and_tokens_do_not_depend_on_each_other(device: torch.device) -> None:
     q, k = (rand(1, 90, heads, 64, dtype=BF16, device=device) for heads in (6, 2))
     t = inputs(64, BF16, device) | {"q": q, "k": k}

@@ -68,9 +68,10 @@ def _of_formula(upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs
     if all(x is None for x in wanted):  # what is needed belongs to the result that nobody used
         return wanted
     with torch.enable_grad():
-        pairs = [(y, dy) for y, dy in zip(formula(t, norm), upstream) if dy is not None and y.requires_grad]
-        outputs, given = zip(*pairs)
-        leaves = [x for x in wanted if x is not None]
+        places = [x if w is None else w.view_as(w) for x, w in zip(t, (*wanted, None, None))]  # one may be in two
+        pairs = [(y, dy) for y, dy in zip(formula(Tensors(*places), norm), upstream) if dy is not None]  # type: ignore[arg-type]
+        outputs, given = zip(*[(y, dy) for y, dy in pairs if y.requires_grad])
+        leaves = [x for x, w in zip(places, wanted) if x is not None and w is not None]
         found = iter(torch.autograd.grad(outputs, leaves, given, create_graph=graph))
     return [None if x is None else next(found) for x in wanted]
 

@@ -177,9 +177,9 @@ class RowOperator(RowPlans):
         """
         if dy is not None:
             return BackwardCall(dy, dx, x, tensors, dtypes, stats, s, needs)
-        assert dx is not None
-        E, M, absent = len(self.entering), dx.numel() // s.N if s.N else 0, (None,) * len(self.finishing)
-        dy, x = (dx.new_zeros(s.N, dtype=dtype).expand(M, s.N).view(dx.shape) for dtype in (s.dtype, s.x_dtype))
+        assert x is not None  # dx may be many gradients at once
+        E, M, absent = len(self.entering), x.numel() // s.N if s.N else 0, (None,) * len(self.finishing)
+        dy, x = (x.new_zeros(s.N, dtype=dtype).expand(M, s.N).view(x.shape) for dtype in (s.dtype, s.x_dtype))
         tensors, dtypes, needs = (*tensors[:E], *absent), (*dtypes[:E], *absent), (*needs[:E], *map(bool, absent))
         return BackwardCall(dy, dx, x, tensors, dtypes, torch.zeros_like(stats), s._replace(eps=1.0), needs)
 
