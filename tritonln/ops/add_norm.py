@@ -95,7 +95,7 @@ def add_layer_norm(
 
     What :func:`tritonln.layer_norm` says of the bits of results and of derivatives holds here too.  Where only r' is
     used, its gradient does not go through the norm, whose parameters have none; compiled code that returns y too gives
-    them zeros, as it does those of torch's norms.
+    them zeros, as it does those of torch's norms.  Hooks on r' see the gradient of its uses outside of this function.
 
     Raises:
         RuntimeError, TypeError, ValueError: for shapes, dtypes, devices and probabilities that do not fit, naming the
