@@ -73,6 +73,8 @@ def to_pieces(value, PIECES: tl.constexpr):
 def each_to_pieces(values, PIECES: tl.constexpr):
     if len(values) == 2:
         return to_pieces(values[0], PIECES), to_pieces(values[1], PIECES)
+    elif values[0].shape[0] == 1:  # of one row for all its pieces: Triton would spread it over a tile of another layout
+        return (tl.reshape(values[0], [1, 1]),)
     else:
         return (to_pieces(values[0], PIECES),)
 

@@ -42,7 +42,7 @@ def _parts_of_y() -> Parts:
     return _parts()._replace(restore=affine_restore)
 
 
-LAYER_NORM_OF_Y = of_y(LAYER_NORM, _parts_of_y, restored, held=1)  # 1 / weight
+LAYER_NORM_OF_Y = of_y(LAYER_NORM, _parts_of_y, restored)
 
 
 def layer_norm(

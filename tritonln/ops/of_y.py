@@ -54,8 +54,8 @@ class OfY(RowOperator):
             self.backward_plan(s.N, upstream, stats, dtypes, self.all_gradients(dtypes), forward.device)
 
 
-def of_y(norm: RowOperator, parts: Callable[[], Parts], restore: Callable[..., Tensor], held: int) -> OfY:
-    """`parts` are those of the norm and restore; `restore` is that in torch.  All else is as of other operators."""
+def of_y(norm: RowOperator, parts: Callable[[], Parts], restore: Callable[..., Tensor]) -> OfY:
+    """`parts` are those of the norm and restore; `restore` is that in torch."""
     operator = OfY(
         f"{norm.name}_of_y",
         parts,
@@ -64,7 +64,7 @@ def of_y(norm: RowOperator, parts: Callable[[], Parts], restore: Callable[..., T
         norm.centred,
         formula=norm.formula,
         restore=restore,
-        held=held,
+        held=1,  # 1 / weight
     )
     assert all(operand.kind == COLUMNS for operand in operator.finishing.values())
     object.__setattr__(operator, "norm", norm)

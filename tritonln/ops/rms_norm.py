@@ -43,7 +43,7 @@ def _parts_of_y() -> Parts:
     return _parts()._replace(restore=scaled_restore)
 
 
-RMS_NORM_OF_Y = of_y(RMS_NORM, _parts_of_y, restored, held=3)  # 1 / weight; with one or two, 8,192 columns spill
+RMS_NORM_OF_Y = of_y(RMS_NORM, _parts_of_y, restored)
 
 
 def _rounding(dtype: torch.dtype, name: str) -> RowOperator:
