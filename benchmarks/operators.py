@@ -57,6 +57,7 @@ class Operator:
     reread:      what backward depends on beside the gradients of the results; None: x, or x', `rows`, weight and scale
     gradients:   tensors of x's shape that backward writes; None: of x and of `rows`, or one for all where `adds`
     results:     of x's shape; None: y, and x' where `adds`
+    heads:       whether rows are heads of tokens, one of each
     read:        for inference only: gives y of the results
     composed:    the operator, given the norm as a function of x
     """
@@ -69,6 +70,7 @@ class Operator:
     reread: tuple[str, ...] | None = None
     gradients: int | None = None
     results: tuple[str, ...] | None = None
+    heads: bool = False
     read: Callable[[tuple[Tensor, ...]], tuple[Tensor, ...]] | None = None
     composed: Callable[..., Any] = lambda norm, x: norm(x)
 
@@ -132,7 +134,12 @@ OPERATORS = {
     ),
     # Of as many heads of k as of q, with one weight, without rotary embedding.
     "qk_norm": Operator(
-        "rms_norm", ("weight",), ("k",), results=("y", "y of k"), composed=lambda norm, q, k: (norm(q), norm(k))
+        "rms_norm",
+        ("weight",),
+        ("k",),
+        results=("y", "y of k"),
+        heads=True,
+        composed=lambda norm, q, k: (norm(q), norm(k)),
     ),
     "quantized_layer_norm": Operator("layer_norm", ("weight", "bias"), read=_read_quantized, composed=_quantized),
     "quantized_rms_norm": Operator("rms_norm", ("weight",), read=_read_quantized, composed=_quantized),

@@ -48,7 +48,7 @@ def problem(case: Case, parameters: torch.dtype, device: torch.device, seed: int
         return torch.randn(shape, generator=generator, device=device, dtype=torch.float32).to(dtype)
 
     M, N, B, operator = case.shape.M, case.shape.N, case.shape.batches, case.operator
-    rows = (B, M // B, N) if operator.batches else (M, N)
+    rows = (B, M // B, N) if operator.batches else (M, 1, N) if operator.heads else (M, N)
     x, dy = (normal(*rows, dtype=case.torch_dtype) for _ in range(2))
     tensors = {"x": x, **{name: normal(N, dtype=parameters) for name in operator.parameters}}
     tensors |= {name: normal(*rows, dtype=case.torch_dtype) for name in operator.rows}

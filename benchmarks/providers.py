@@ -74,17 +74,14 @@ class Tritonln(Provider):
     def norm(self, operator: str) -> Norm:
         import tritonln
 
-        def parameters(w: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, ...]:
-            return (w, b) if OPERATORS[operator].norm == "layer_norm" else (w,)
-
         function = getattr(tritonln, operator)
         if operator == "gated_residual":
             return lambda x, w, b, residual, gate: function(residual, x, gate)
-        if operator == "qk_norm":  # of one head a token
-            return lambda x, w, b, k: tuple(
-                y.view(x.shape) for y in function(x[..., None, :], k[..., None, :], w, w, EPS)
-            )
-        return lambda x, w, b, *others: function(x, *others, x.shape[-1:], *parameters(w, b), EPS)
+        if operator == "qk_norm":
+            return lambda x, w, b, k: function(x, k, w, w, EPS)
+        if OPERATORS[operator].norm == "rms_norm":
+            return lambda x, w, b, *others: function(x, *others, x.shape[-1:], w, EPS)
+        return lambda x, w, b, *others: function(x, *others, x.shape[-1:], w, b, EPS)
 
     def configuration(self, case: Case) -> dict[str, Any] | None:
         from tritonln.configurations.tunable import operators

@@ -73,7 +73,7 @@ def device() -> torch.device:
 @pytest.fixture
 def eager_without_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls of operators on rows that nobody traces take the path of tensors that no kernel serves."""
-    for module in ("rms_norm", "layer_norm", "row_autograd", "row_op", "contract"):
+    for module in ("rms_norm", "layer_norm", "row_autograd", "row_op", "known"):
         monkeypatch.setattr(f"tritonln.ops.{module}.kernels_on", lambda device: None)
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import tritonln
-from tritonln.ops.row_autograd import KNOWN
+from tritonln.ops.known import KNOWN
 
 pytestmark = pytest.mark.interpreted
 

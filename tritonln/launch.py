@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from tritonln.device import Device, active_device, interpreting, kernels_on, runs_triton
+from tritonln.dtypes import bytes_of
 
 # Contracted multiply-adds, said aloud because Triton's default is about to change.
 FP_FUSION = True
@@ -148,10 +149,12 @@ def addressed(arguments: Sequence[Any]) -> tuple[list[Any], Strides | None]:
 
 
 def in_tuples(arguments: Sequence[Any]) -> tuple[Any, ...]:
-    """Arguments with operands as kernels/operands.py has them."""
+    """Arguments with operands as kernels/operands.py has them, 8-bit floats as bytes."""
     return tuple(
         tuple(operand if isinstance(operand, tuple) else () if operand is None else (operand,) for operand in argument)
         if isinstance(argument, tuple)
+        else bytes_of(argument)
+        if isinstance(argument, Tensor)
         else argument
         for argument in arguments
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,8 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_op
 from tritonln.ops.companions import check_companion, check_dtype, check_shape, modulations
-from tritonln.ops.contract import check, described, output_dtype
+from tritonln.ops.contract import check, output_dtype
+from tritonln.ops.known import described, known
 from tritonln.ops.operands import BATCHES, COLUMNS, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.row_declaration import Parts
@@ -100,10 +102,7 @@ def adaptive_layer_norm(
 
     Source: Peebles and Xie, Scalable Diffusion Models with Transformers (2023, arXiv 2212.09748), section 3.2.
     """
-    tensors = x, scale, shift, weight, bias
-    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
-        return overridden(adaptive_layer_norm, tensors, x, scale, shift, normalized_shape, weight, bias, eps)
-    return _call("adaptive_layer_norm", F.layer_norm, x, None, scale, shift, normalized_shape, (weight, bias), eps)[0]
+    return _call(adaptive_layer_norm, F.layer_norm, x, None, scale, shift, normalized_shape, (weight, bias), eps)[0]
 
 
 def adaptive_rms_norm(
@@ -121,10 +120,7 @@ def adaptive_rms_norm(
     :func:`adaptive_layer_norm` with :func:`tritonln.rms_norm` in the place of layer normalization; all else is as
     there, but for 4 bytes a row that are saved.
     """
-    tensors = x, scale, shift, weight
-    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
-        return overridden(adaptive_rms_norm, tensors, x, scale, shift, normalized_shape, weight, eps)
-    return _call("adaptive_rms_norm", F.rms_norm, x, None, scale, shift, normalized_shape, (weight,), eps)[0]
+    return _call(adaptive_rms_norm, F.rms_norm, x, None, scale, shift, normalized_shape, (weight,), eps)[0]
 
 
 def add_adaptive_layer_norm(
@@ -160,16 +156,8 @@ def add_adaptive_layer_norm(
     Raises:
         RuntimeError, TypeError: for shapes, dtypes and devices that do not fit, naming the argument.
     """
-    tensors = x, residual, gate, scale, shift, weight, bias
-    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
-        return overridden(
-            add_adaptive_layer_norm, tensors, x, residual, gate, scale, shift, normalized_shape, weight, bias, eps,
-            residual_dtype=residual_dtype,
-        )  # fmt: skip
-    return _call(
-        "add_adaptive_layer_norm", F.layer_norm, x, (residual, gate, residual_dtype), scale, shift, normalized_shape,
-        (weight, bias), eps,
-    )  # fmt: skip
+    added = residual, gate, residual_dtype
+    return _call(add_adaptive_layer_norm, F.layer_norm, x, added, scale, shift, normalized_shape, (weight, bias), eps)
 
 
 def add_adaptive_rms_norm(
@@ -188,20 +176,12 @@ def add_adaptive_rms_norm(
 
     :func:`add_adaptive_layer_norm` with :func:`tritonln.rms_norm` in the place of layer normalization.
     """
-    tensors = x, residual, gate, scale, shift, weight
-    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
-        return overridden(
-            add_adaptive_rms_norm, tensors, x, residual, gate, scale, shift, normalized_shape, weight, eps,
-            residual_dtype=residual_dtype,
-        )  # fmt: skip
-    return _call(
-        "add_adaptive_rms_norm", F.rms_norm, x, (residual, gate, residual_dtype), scale, shift, normalized_shape,
-        (weight,), eps,
-    )  # fmt: skip
+    added = residual, gate, residual_dtype
+    return _call(add_adaptive_rms_norm, F.rms_norm, x, added, scale, shift, normalized_shape, (weight,), eps)
 
 
 def _call(
-    name: str,
+    public: Callable[..., Any],
     function: Callable[..., Tensor],
     x: Tensor,
     added: tuple[Tensor, Tensor | None, torch.dtype | None] | None,
@@ -216,9 +196,14 @@ def _call(
     residual, gate, x_dtype = added or (None, None, None)
     entering = (x,) if added is None else (x, residual, gate)
     asked = *entering, weight, bias, scale, shift
-    key = described(name, asked, shape, eps, x_dtype)
-    if (forward := row_autograd.known(key)) is not None:
+    description = described(public, asked, shape, eps, x_dtype)
+    if (forward := known(description)) is not None:
         return row_autograd.again(forward, asked)  # type: ignore[return-value]
+    if has_torch_function_variadic(*asked) or jagged_in_graph(x):
+        options = {} if added is None else {"residual_dtype": x_dtype}
+        found = overridden(public, asked, *entering, scale, shift, normalized_shape, *parameters, eps, **options)
+        return found if added is not None else (found, None)  # type: ignore[return-value]
+    name = public.__name__
     N, number = check(function, x, shape, parameters, eps)
     if added is not None:
         check_companion(name, "residual", residual, x)
@@ -232,5 +217,5 @@ def _call(
     entering = (x,) if added is None else (x, residual, gate)
     s = Settings(N, number, output_dtype(x.dtype, x.device.type), x_dtype)
     tensors = *entering, weight, bias, scale, shift
-    key = key if all(a is b for a, b in zip(tensors, asked)) else None
-    return row_autograd.call(operator, tensors, s, key)  # type: ignore[return-value]
+    description = description if all(a is b for a, b in zip(tensors, asked)) else None
+    return row_autograd.call(operator, tensors, s, description)  # type: ignore[return-value]

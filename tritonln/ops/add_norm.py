@@ -11,8 +11,10 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_formula, row_op
 from tritonln.ops.companions import check_companion, check_dtype, check_shape, dropout_seed, probability, row_factors
-from tritonln.ops.contract import check, described, needs_grad, output_dtype, shifted, transformed
+from tritonln.ops.contract import check, needs_grad, output_dtype, shifted, transformed
+from tritonln.ops.known import described, known
 from tritonln.ops.layer_norm import LAYER_NORM
+from tritonln.ops.noise import seed_from
 from tritonln.ops.operands import NOISE, ONE_A_BATCH, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.rms_norm import RMS_NORM
@@ -49,6 +51,7 @@ def _added(norm: RowOperator) -> RowOperator:
     return operator
 
 
+NOISE_AT = 3  # of the operands
 ADD_LAYER_NORM, ADD_RMS_NORM = _added(LAYER_NORM), _added(RMS_NORM)
 
 
@@ -101,16 +104,9 @@ def add_layer_norm(
         RuntimeError, TypeError, ValueError: for shapes, dtypes, devices and probabilities that do not fit, naming the
             argument, in torch's words where it has them.
     """
-    tensors = x, residual, weight, bias, row_scale
-    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
-        return overridden(
-            add_layer_norm, tensors, x, residual, normalized_shape, weight, bias, eps, dropout_p=dropout_p,
-            training=training, row_scale=row_scale, residual_dtype=residual_dtype, generator=generator,
-            weight_offset=weight_offset,
-        )  # fmt: skip
     return _call(
-        ADD_LAYER_NORM, F.layer_norm, x, residual, normalized_shape, (weight, bias), eps, dropout_p, training,
-        row_scale, residual_dtype, generator, weight_offset,
+        add_layer_norm, ADD_LAYER_NORM, F.layer_norm, x, residual, normalized_shape, (weight, bias), eps, dropout_p,
+        training, row_scale, residual_dtype, generator, weight_offset,
     )  # fmt: skip
 
 
@@ -135,19 +131,14 @@ def add_rms_norm(
     :func:`add_layer_norm` with :func:`tritonln.rms_norm` in the place of layer normalization, whose ``weight``, ``eps``
     and ``weight_offset`` it takes; all else is as there, but for 4 bytes a row that are saved.
     """
-    tensors = x, residual, weight, row_scale
-    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
-        return overridden(
-            add_rms_norm, tensors, x, residual, normalized_shape, weight, eps, dropout_p=dropout_p, training=training,
-            row_scale=row_scale, residual_dtype=residual_dtype, generator=generator, weight_offset=weight_offset,
-        )  # fmt: skip
     return _call(
-        ADD_RMS_NORM, F.rms_norm, x, residual, normalized_shape, (weight,), eps, dropout_p, training,
+        add_rms_norm, ADD_RMS_NORM, F.rms_norm, x, residual, normalized_shape, (weight,), eps, dropout_p, training,
         row_scale, residual_dtype, generator, weight_offset,
     )  # fmt: skip
 
 
 def _call(
+    public: Callable[..., tuple[Tensor, Tensor]],
     operator: RowOperator,
     function: Callable[..., Tensor],
     x: Tensor,
@@ -163,12 +154,19 @@ def _call(
     weight_offset: float,
 ) -> tuple[Tensor, Tensor]:
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-    key = None
-    if row_scale is None and not weight_offset and not (training and dropout_p):
-        given = x, residual, None, None, *parameters
-        key = described(operator, given, shape, eps, weight_offset, dropout_p, residual_dtype)
-        if (forward := row_autograd.known(key)) is not None:
-            return row_autograd.again(forward, given)  # type: ignore[return-value]
+    description = None
+    if row_scale is None and not weight_offset:
+        given = x, residual, *parameters
+        description = described(operator, given, shape, eps, weight_offset, dropout_p, training, residual_dtype)
+        if (forward := known(description)) is not None:
+            seed = None if forward.dtypes[NOISE_AT] is None else seed_from(generator, x.device)
+            return row_autograd.again(forward, (x, residual, None, seed, *parameters))  # type: ignore[return-value]
+    tensors = x, residual, *parameters, row_scale
+    if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
+        return overridden(
+            public, tensors, x, residual, normalized_shape, *parameters, eps, dropout_p=dropout_p, training=training,
+            row_scale=row_scale, residual_dtype=residual_dtype, generator=generator, weight_offset=weight_offset,
+        )  # fmt: skip
     N, number = check(function, x, shape, parameters, eps)
     name, weight = operator.name, shifted(parameters[0], weight_offset, x.dtype)
     if residual is not None:
@@ -183,9 +181,8 @@ def _call(
         x, dropout_p = F.dropout(x, dropout_p), 0.0  # torch shards the noise of a DTensor; the kernels' is drawn by row
     seed = dropout_seed(dropout_p, training, generator, x.device)
     s = Settings(N, number, output_dtype(x.dtype, x.device.type), residual_dtype, dropout_p)
-    tensors = x, residual, factors, seed, weight, *parameters[1:]
+    operands = x, residual, factors, seed, weight, *parameters[1:]
     # The kernels have no gradient of the factors: a sum over all values of a batch.
-    by_formula = factors is not None and (needs_grad(factors) or transformed())
-    y, out = row_formula.forward(operator, tensors, s) if by_formula else row_autograd.call(operator, tensors, s, key)
-    assert out is not None
-    return y, out
+    if factors is not None and (needs_grad(factors) or transformed()):
+        return row_formula.forward(operator, operands, s)  # type: ignore[return-value]
+    return row_autograd.call(operator, operands, s, description)  # type: ignore[return-value]

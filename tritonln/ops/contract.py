@@ -15,9 +15,6 @@ from torch._C import _are_functorch_transforms_active, _get_tracing_state, _len_
 from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
-from torch.overrides import has_torch_function_variadic
-
-from tritonln.device import kernels_on
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 HALF = (torch.bfloat16, torch.float16)
@@ -162,39 +159,6 @@ def traced(*tensors: Tensor | None) -> bool:
     return False
 
 
-def described(function: Any, tensors: Sequence[Any], shape: Sequence[int], *numbers: Any) -> tuple[Any, ...] | None:
-    """All that the results of a call depend on beside what is stored: two calls of one description are checked and
-    computed alike.  The tensors are in the order of the operands, and `shape` is normalized_shape.
-
-    None where a call may depend on more: torch looks on, no kernel serves the first tensor, or one is not contiguous
-    or is more than its storage.
-    """
-    if (
-        torch.compiler.is_compiling()
-        or has_torch_function_variadic(*tensors)
-        or _len_torch_dispatch_stack()
-        or transformed()
-    ):
-        return None
-    found: list[Any] = []
-    try:
-        for t in tensors:
-            if t is None:
-                found.append(None)
-            elif type(t) in PLAIN and t.is_contiguous() and not t.is_neg() and not t._is_zerotensor():
-                found += t.dtype, t.device, t.shape
-            else:
-                return None
-        device = None if tensors[0] is None else kernels_on(tensors[0].device)
-        row = torch.Size(shape)  # which takes no float, though one may equal a size
-    except (RuntimeError, TypeError):  # a nested tensor, another device, or no shape
-        return None
-    if device is None:
-        return None
-    autocast = device.type != "cpu" and torch.is_autocast_enabled(device.type)
-    return function, device, autocast, needs_grad(*tensors), row, *numbers, *found
-
-
 def transformed() -> bool:
     """Whether forward mode, a torch.func transform (vmap, grad, ...) or jit.trace looks into a call."""
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0 or _get_tracing_state() is not None
@@ -212,6 +176,16 @@ def batched(*gradients: Tensor | None) -> bool:
 def beyond_numbers(*gradients: Tensor | None) -> bool:
     """Whether more is wanted of a backward pass than numbers: a graph of it, tangents, or many at once by vmap."""
     return torch.is_grad_enabled() or transformed() or batched(*gradients)
+
+
+def only_numbers(*gradients: Tensor | None) -> bool:
+    """Whether gradients are numbers and no more, neither `beyond_numbers` nor `traced`: nearly always."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or _len_torch_dispatch_stack() or transformed():
+        return False
+    for g in gradients:
+        if g is not None and (type(g) not in PLAIN or is_legacy_batchedtensor(g) or g.is_neg() or g._is_zerotensor()):
+            return False
+    return True
 
 
 def refuse_tangents(operator: str) -> None:
@@ -254,8 +228,8 @@ def dtype_of(t: Tensor | None) -> torch.dtype | None:
 
 def empty_like(t: Tensor, dtype: torch.dtype) -> Tensor:
     """Contiguous and uninitialized, of t's shape."""
-    if t.dtype is dtype and t.is_contiguous():
-        return torch.empty_like(t)  # the cheapest of torch's ways to a tensor
+    if t.is_contiguous():  # the cheapest of torch's ways to a tensor
+        return torch.empty_like(t) if t.dtype is dtype else torch.empty_like(t, dtype=dtype)
     return torch.empty(t.shape, dtype=dtype, device=t.device)
 
 

@@ -7,8 +7,9 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_op
 from tritonln.ops.companions import check_companion, check_shape, modulations
-from tritonln.ops.contract import DTYPES, described
+from tritonln.ops.contract import DTYPES
 from tritonln.ops.elementwise import Elementwise
+from tritonln.ops.known import described, known
 from tritonln.ops.operands import BATCHES, ROWS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.row_declaration import Parts
@@ -68,8 +69,8 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
 
     Source: Peebles and Xie, Scalable Diffusion Models with Transformers (2023, arXiv 2212.09748), section 3.2.
     """
-    key = described("gated_residual", (y, x, gate), ())
-    if (forward := row_autograd.known(key)) is not None:
+    description = described("gated_residual", (y, x, gate), ())
+    if (forward := known(description)) is not None:
         return row_autograd.again(forward, (y, x, gate))[0]
     tensors = x, y, gate
     if has_torch_function_variadic(*tensors) or jagged_in_graph(x):
@@ -88,5 +89,5 @@ def gated_residual(x: Tensor, y: Tensor, gate: Tensor) -> Tensor:
         raise TypeError(f"{name}(): argument 'gate' must be Tensor, not NoneType")
     N = x.shape[-1]
     (gate_rows,), by_row = modulations(name, {"gate": gate}, x, 1, N)
-    key = key if gate_rows is gate else None
-    return row_autograd.call(OPERATORS[by_row], (y, x, gate_rows), Settings(N, 0.0, x.dtype), key)[0]
+    description = description if gate_rows is gate else None
+    return row_autograd.call(OPERATORS[by_row], (y, x, gate_rows), Settings(N, 0.0, x.dtype), description)[0]

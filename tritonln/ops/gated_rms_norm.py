@@ -10,7 +10,8 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.ops import row_autograd, row_op
 from tritonln.ops.companions import check_companion, check_shape
-from tritonln.ops.contract import check, described, integer, output_dtype, shifted
+from tritonln.ops.contract import check, integer, output_dtype, shifted
+from tritonln.ops.known import described, known
 from tritonln.ops.operands import COLUMNS, GROUPS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
 from tritonln.ops.rms_norm import RMS_NORM
@@ -97,11 +98,11 @@ def gated_rms_norm(
     Source: Dao and Gu, Transformers are SSMs (2024, arXiv 2405.21060), section 7.
     """
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
-    operator, key = (BY_ROW if group_size is None else BY_GROUP)[bool(norm_before_gate)], None
+    operator, description = (BY_ROW if group_size is None else BY_GROUP)[bool(norm_before_gate)], None
     if group_size is None and not weight_offset:
         given = (x, weight, gate) if norm_before_gate else (x, gate, weight)
-        key = described(operator, given, shape, eps, weight_offset)
-        if (forward := row_autograd.known(key)) is not None:
+        description = described(operator, given, shape, eps, weight_offset)
+        if (forward := known(description)) is not None:
             return row_autograd.again(forward, given)[0]
     if has_torch_function_variadic(x, gate, weight) or jagged_in_graph(x):
         return overridden(
@@ -123,4 +124,4 @@ def gated_rms_norm(
         N = group_size
     s = Settings(N, number, output_dtype(x.dtype, x.device.type))
     tensors = (x, weight, gate) if norm_before_gate else (x, gate, weight)
-    return row_autograd.call(operator, tensors, s, key)[0]
+    return row_autograd.call(operator, tensors, s, description)[0]

@@ -11,7 +11,8 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.device import kernels_on
 from tritonln.ops import layer_norm_aten, row_autograd, row_op
-from tritonln.ops.contract import check, described, output_dtype, shifted, traced, transformed
+from tritonln.ops.contract import check, output_dtype, shifted, traced, transformed
+from tritonln.ops.known import described, known
 from tritonln.ops.of_y import keeping, of_y, restored
 from tritonln.ops.operands import COLUMNS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
@@ -111,8 +112,8 @@ def layer_norm(
     """
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     keeps = None if save == "x" else keeping(save, LAYER_NORM_OF_Y, (x, weight, bias), weight_offset)
-    key = None if weight_offset else described(LAYER_NORM, (x, weight, bias), shape, eps, weight_offset, keeps)
-    if (forward := row_autograd.known(key)) is not None:
+    description = None if weight_offset else described(LAYER_NORM, (x, weight, bias), shape, eps, weight_offset, keeps)
+    if (forward := known(description)) is not None:
         return row_autograd.again(forward, (x, weight, bias))[0]
     if has_torch_function_variadic(input, weight, bias) or jagged_in_graph(input):
         return overridden(
@@ -135,7 +136,7 @@ def layer_norm(
         if row_autograd.left_to_inductor(x) or knows_only_aten("layer_norm", *tensors):
             return layer_norm_aten.operator(x, shape, weight, bias, eps)
         return row_op.by_op(LAYER_NORM, tensors, s)[0]
-    return row_autograd.directly(LAYER_NORM, tensors, s, kernels_on(x.device), key, keeps)[0]
+    return row_autograd.directly(LAYER_NORM, tensors, s, kernels_on(x.device), description, keeps)[0]
 
 
 def _transformed(

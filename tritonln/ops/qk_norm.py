@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.overrides import has_torch_function_variadic
 
 from tritonln.configurations.heads import MOST
-from tritonln.device import Device
 from tritonln.ops import library, qk_norm_op, row_autograd
 from tritonln.ops.companions import check_shape
 from tritonln.ops.contract import (
@@ -20,13 +19,15 @@ from tritonln.ops.contract import (
     check_device,
     needs_grad,
     number,
+    only_numbers,
     owned,
     shifted,
     traced,
     transformed,
 )
+from tritonln.ops.known import Description, described, known, remember
 from tritonln.ops.overridden import jagged_in_graph, overridden
-from tritonln.ops.qk_norm_rows import Norm, Tensors, forward, forward_in_place
+from tritonln.ops.qk_norm_rows import Forward, Norm, Tensors, prepared
 from tritonln.ops.sizes import agree, equal, holds
 
 
@@ -89,6 +90,11 @@ def qk_norm(
     Transformers to 22 Billion Parameters (2023, arXiv 2302.05442), section 2, layer normalization of q and k.
     """
     tensors = q, k, q_weight, k_weight, q_bias, k_bias, cos, sin
+    description = None
+    if not weight_offset:
+        description = described(qk_norm, tensors, (), eps, weight_offset, centred, inplace)
+        if (forward := known(description)) is not None and (not inplace or forward.in_place(tensors)):
+            return (q, k) if inplace else _again(forward, tensors)
     if has_torch_function_variadic(*tensors) or jagged_in_graph(q):
         return overridden(
             qk_norm, tensors, q, k, q_weight, k_weight, eps, cos=cos, sin=sin, weight_offset=weight_offset,
@@ -97,10 +103,10 @@ def qk_norm(
     norm = Norm(_check(*tensors, eps, centred), centred)
     weights = shifted(q_weight, weight_offset, q.dtype), shifted(k_weight, weight_offset, q.dtype)
     t = Tensors(q, k, *weights, q_bias, k_bias, cos, sin)
-    return _in_place(t, norm) if inplace else _call(t, norm)
+    return _in_place(t, norm, description) if inplace else _call(t, norm, description)
 
 
-def _call(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
+def _call(t: Tensors, norm: Norm, description: Description | None = None) -> tuple[Tensor, Tensor]:
     if transformed() and row_autograd.by_rules(t.q):
         from tritonln.ops import qk_norm_transforms  # whose autograd Functions take milliseconds to make
 
@@ -114,7 +120,14 @@ def _call(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
     device = qk_norm_op.device_for(t)
     if device is None:
         return _by_formula(t, norm)
-    return _apply(norm, device, *t) if needs_grad(*t) else forward(t, norm, device)
+    forward = prepared(t, norm, needs_grad(*t), device)
+    remember(description, forward)
+    return _again(forward, t)
+
+
+def _again(forward: Forward, tensors: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    """A call that is prepared."""
+    return _apply(forward, *tensors) if forward.save else forward.on(tensors)
 
 
 def _by_formula(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
@@ -122,7 +135,7 @@ def _by_formula(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
     return owned(q), owned(k)
 
 
-def _in_place(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
+def _in_place(t: Tensors, norm: Norm, description: Description | None) -> tuple[Tensor, Tensor]:
     """q and k, written over."""
     if needs_grad(*t):
         raise RuntimeError(
@@ -130,7 +143,10 @@ def _in_place(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
             "Call it under torch.no_grad() or torch.inference_mode(), or on tensors that require none"
         )
     device = None if transformed() or traced(*t) else qk_norm_op.device_for(t)
-    if device is None or not forward_in_place(t, norm, device):
+    forward = None if device is None else prepared(t, norm, False, device)
+    if forward is not None and forward.in_place(t):
+        remember(description, forward)
+    else:
         q, k = _call(t, norm)
         t.q.copy_(q)
         t.k.copy_(k)
@@ -139,19 +155,20 @@ def _in_place(t: Tensors, norm: Norm) -> tuple[Tensor, Tensor]:
 
 class _QKNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, norm: Norm, device: Device, *tensors: Any) -> tuple[Tensor, Tensor]:
-        t = Tensors(*tensors)
-        ctx.save_for_backward(*t)
+    def forward(ctx: Any, forward: Forward, *tensors: Any) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*tensors)
         ctx.set_materialize_grads(False)
-        ctx.norm = norm
-        results = forward(t, norm, device)
-        ctx.mark_non_differentiable(*qk_norm_op.constants(results, ctx.needs_input_grad[2:]))
+        ctx.forward = forward
+        results = forward.on(tensors)
+        ctx.mark_non_differentiable(*qk_norm_op.constants(results, ctx.needs_input_grad[1:]))
         return results
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        t = Tensors(*ctx.saved_tensors)
-        return None, None, *qk_norm_op.gradients(upstream, t, ctx.norm, ctx.needs_input_grad[2:8]), None, None
+        forward, t, needs = ctx.forward, Tensors(*ctx.saved_tensors), ctx.needs_input_grad[1:7]
+        if only_numbers(*upstream):
+            return None, *forward.gradients(upstream, t, needs), None, None
+        return None, *qk_norm_op.gradients(upstream, t, forward.norm, needs), None, None
 
 
 # Function.apply is this and a search for functorch, which qk_norm has made already.

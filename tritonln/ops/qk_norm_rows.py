@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tritonln.configurations.tunable import register_operator
 from tritonln.device import Device
+from tritonln.launch import Plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of, empty_like
 from tritonln.ops.operands import Dtypes
 from tritonln.ops.qk_norm_plans import HeadPlans, Needs, Parameters
@@ -83,23 +84,22 @@ def _placed(t: Tensor | None, tokens: int) -> Any:
     return rows if rows.is_contiguous() else (rows, rows.stride(0), rows.stride(1))
 
 
-def _rotary(t: Tensors) -> tuple[tuple[Any, ...], int]:
-    """cos and sin as a Launch takes them, and their rows: one for each token, or for each of the last dimension."""
-    if t.cos is None or t.sin is None:
-        return (None, None), 1
+def _rotary(t: Tensors) -> tuple[bool, int]:
+    """Whether cos and sin are written out, a row for each token, and their rows: as many, or those they have."""
+    if t.cos is None:
+        return False, 1
     lead, outer = t.q.shape[:-2], t.cos.shape[:-1]
     shared = math.prod(outer) == (outer[-1] if outer else 1)
-    if not shared or (outer and outer[-1] != lead[-1]):
-        whole = t.cos.expand(*lead, -1), t.sin.expand(*lead, -1)
-        return tuple([side.contiguous() for side in whole]), t.tokens
-    return (t.cos.contiguous(), t.sin.contiguous()), math.prod(outer)
+    whole = not shared or (bool(outer) and outer[-1] != lead[-1])
+    return whole, t.tokens if whole else math.prod(outer)
 
 
-def forward(t: Tensors, norm: Norm, device: Device) -> tuple[Tensor, Tensor]:
-    """Of tensors with values."""
-    q, k = empty_like(t.q, t.q.dtype), empty_like(t.k, t.k.dtype)
-    _launch_forward(t, norm, (q, k), device)
-    return q, k
+def _angles(t: Tensors, whole: bool) -> tuple[Any, Any]:
+    """cos and sin as a Launch takes them."""
+    if whole and t.cos is not None and t.sin is not None:
+        lead = t.q.shape[:-2]
+        return t.cos.expand(*lead, -1).contiguous(), t.sin.expand(*lead, -1).contiguous()
+    return contiguous(t.cos), contiguous(t.sin)
 
 
 class Extent(NamedTuple):
@@ -118,82 +118,137 @@ class Extent(NamedTuple):
         return self.token != other.token or offset < self.span or offset + other.span > self.token
 
 
-def forward_in_place(t: Tensors, norm: Norm, device: Device) -> bool:
-    """Writes the results over q and k; False, and nothing done, where a launch cannot: values of one row may lie in
-    another too, or tokens have no one stride.
-    """
-    places, extents, tokens = [_placed(x, t.tokens) for x in (t.q, t.k)], [], t.tokens
-    for x, place in zip((t.q, t.k), places):
-        first, *strides = place if isinstance(place, tuple) else (place,)
-        H, N = x.shape[-2:]
-        token, head = strides or (H * N, N)
-        start, span = x.data_ptr() // x.element_size(), (H - 1) * head + N
-        apart = (H == 1 or head >= N) and (tokens == 1 or token >= span)
-        if not apart or first.data_ptr() != x.data_ptr():
+class Forward(NamedTuple):
+    """A forward pass on tensors of certain shapes and dtypes: all that does not depend on where they lie."""
+
+    norm: Norm
+    save: bool
+    device: Device
+    as_given: bool  # whether the kernel takes all tensors as they are
+    whole: bool  # whether cos and sin are written out
+    tokens: int
+    launch: Any
+    programs: int
+    scalars: tuple[float, ...]  # that its arguments end in
+    backwards: dict[Any, Backward]  # by which gradients are asked for and given
+
+    def on(self, t: Sequence[Any]) -> tuple[Tensor, Tensor]:
+        q, k = t[:2]
+        results = empty_like(q, q.dtype), empty_like(k, k.dtype)
+        self.into(results, t)
+        return results
+
+    def into(self, results: tuple[Any, Any], t: Sequence[Any]) -> None:
+        if self.as_given:
+            self.launch(self.programs, t[:2], t[2:4], t[4:6], t[6:], results, *self.scalars)
+            return
+        t = Tensors(*t)
+        streams = _placed(t.q, self.tokens), _placed(t.k, self.tokens)
+        self.launch(self.programs, streams, *_parameters(t), _angles(t, self.whole), results, *self.scalars)
+
+    def in_place(self, t: Sequence[Any]) -> bool:
+        """Writes the results over q and k; False, and nothing done, where a launch cannot: values of one row may lie in
+        another too, or tokens have no one stride.
+        """
+        tokens, streams, extents = self.tokens, t[:2], []
+        places = [_placed(x, tokens) for x in streams]
+        for x, place in zip(streams, places):
+            first, *strides = place if isinstance(place, tuple) else (place,)
+            H, N = x.shape[-2:]
+            token, head = strides or (H * N, N)
+            start, span = x.data_ptr() // x.element_size(), (H - 1) * head + N
+            apart = (H == 1 or head >= N) and (tokens == 1 or token >= span)
+            if not apart or first.data_ptr() != x.data_ptr():
+                return False
+            extents.append(Extent(start, token, span, start + (tokens - 1) * token + span))
+        if tokens and extents[0].meets(extents[1]):
             return False
-        extents.append(Extent(start, token, span, start + (tokens - 1) * token + span))
-    if tokens and extents[0].meets(extents[1]):
-        return False
-    _launch_forward(t, norm, tuple(places), device)
-    for x in (t.q, t.k):
-        if not x.is_inference():
-            torch.autograd.graph.increment_version(x)
-    return True
+        self.into((places[0], places[1]), t)
+        for x in streams:
+            if not x.is_inference():
+                torch.autograd.graph.increment_version(x)
+        return True
+
+    def gradients(self, upstream: Sequence[Tensor | None], t: Tensors, needs: Needs) -> list[Tensor | None]:
+        """As `backward` has them."""
+        asked = needs, *[dy is None for dy in upstream]
+        found = self.backwards.get(asked)
+        if found is None:
+            found = self.backwards[asked] = prepared_backward(upstream, t, self.norm, needs, self.device)
+        return found.of(upstream, t)
 
 
-def _launch_forward(t: Tensors, norm: Norm, results: tuple[Any, ...], device: Device) -> None:
-    tokens, (rotary, T) = t.tokens, _rotary(t)
+class Backward(NamedTuple):
+    """A backward pass on tensors of certain shapes and dtypes, with certain gradients."""
+
+    wanted: Needs
+    read: tuple[bool, bool]  # which of the gradients of the results
+    whole: bool  # whether cos and sin are written out
+    tokens: int
+    launch: Any  # None where no gradient is wanted
+    P: int
+    scalars: tuple[float, ...]  # that its arguments end in
+    sums: Plan | None
+
+    def of(self, upstream: Sequence[Tensor | None], t: Tensors) -> list[Tensor | None]:
+        """The gradients of q, k, their weights and biases, each None unless wanted."""
+        wanted, read, whole, tokens, launch, P, scalars, sums = self
+        gradients = [empty_like(x, x.dtype) if w else None for x, w in zip(t, wanted)]  # type: ignore[union-attr, arg-type]
+        if launch is None:
+            return gradients
+        N, wide = t.q.shape[-1], arithmetic(t.q.dtype)
+        partials = tuple([None if g is None else t.q.new_empty(P, N, dtype=wide) for g in gradients[2:]])
+        launch(
+            P,
+            (_placed(t.q, tokens), _placed(t.k, tokens)),
+            tuple([_placed(dy, tokens) if r else None for dy, r in zip(upstream, read)]),
+            _parameters(t)[0],
+            _angles(t, whole),
+            tuple(gradients[:2]),
+            partials[:2],
+            partials[2:],
+            *scalars,
+        )
+        if sums is not None:
+            sums.launch(sums.count(N), partials, tuple(gradients[2:]), P)
+        return gradients
+
+
+def prepared(t: Tensors, norm: Norm, save: bool, device: Device) -> Forward:
+    """What `forward` does with tensors like these."""
+    (whole, T), tokens = _rotary(t), t.tokens
     plan = _heads(norm.centred).forward_plan(t.q.shape[-1], t.heads, *_dtypes(t), device)
-    streams = _placed(t.q, tokens), _placed(t.k, tokens)
+    as_given = not whole and all(x is None or x.is_contiguous() for x in t)
     programs = sum(plan.count(tokens * heads) for heads in t.heads)
-    plan.launch(programs, streams, *_parameters(t), rotary, results, tokens, T, norm.eps)
+    return Forward(norm, save, device, as_given, whole, tokens, plan.launch, programs, (tokens, T, norm.eps), {})
 
 
-def _parameters(t: Tensors) -> tuple[Any, Any]:
-    """Weights and biases as a Launch takes them."""
-    return tuple(map(contiguous, t[2:4])), tuple(map(contiguous, t[4:6]))
+def prepared_backward(
+    upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs: Needs, device: Device
+) -> Backward:
+    """What `backward` does with tensors like these."""
+    wanted = tuple([n and x is not None and dy is not None for n, x, dy in zip(needs, t, tuple(upstream) * 3)])
+    read = any(wanted[::2]), any(wanted[1::2])
+    (whole, T), tokens = _rotary(t), t.tokens
+    if not any(wanted):
+        return Backward(wanted, read, whole, tokens, None, 0, (), None)
+    plan, sums = _heads(norm.centred).backward_plan(t.q.shape[-1], t.heads, *_dtypes(t), wanted, device)
+    P = plan.count(tokens * sum(heads for heads, r in zip(t.heads, read) if r))
+    return Backward(wanted, read, whole, tokens, plan.launch, P, (tokens, T, norm.eps), sums)
+
+
+def forward(t: Tensors, norm: Norm, device: Device) -> tuple[Tensor, Tensor]:
+    """Of tensors with values."""
+    return prepared(t, norm, False, device).on(t)
 
 
 def backward(
     upstream: Sequence[Tensor | None], t: Tensors, norm: Norm, needs: Needs, device: Device
 ) -> list[Tensor | None]:
     """The gradients of q, k, their weights and biases, each None unless needed, from those of the results."""
-    gradients = [
-        empty_like(x, x.dtype) if needed and x is not None and dy is not None else None
-        for x, needed, dy in zip(t, needs, tuple(upstream) * 3)
-    ]
-    wanted = tuple([g is not None for g in gradients])
-    if any(wanted):
-        _launch_backward(upstream, t, norm, gradients, wanted, device)
-    return gradients
+    return prepared_backward(upstream, t, norm, needs, device).of(upstream, t)
 
 
-def _launch_backward(
-    upstream: Sequence[Tensor | None],
-    t: Tensors,
-    norm: Norm,
-    gradients: Sequence[Tensor | None],
-    wanted: Needs,
-    device: Device,
-) -> None:
-    N, tokens, (rotary, T) = t.q.shape[-1], t.tokens, _rotary(t)
-    plan, sums = _heads(norm.centred).backward_plan(N, t.heads, *_dtypes(t), wanted, device)
-    read = [dy if any(wanted[i::2]) else None for i, dy in enumerate(upstream)]
-    P = plan.count(tokens * sum(heads for heads, dy in zip(t.heads, read) if dy is not None))
-    wide = arithmetic(t.q.dtype)
-    partials = [None if g is None else torch.empty((P, N), dtype=wide, device=t.q.device) for g in gradients[2:]]
-    plan.launch(
-        P,
-        (_placed(t.q, tokens), _placed(t.k, tokens)),
-        tuple([_placed(dy, tokens) for dy in read]),
-        _parameters(t)[0],
-        rotary,
-        tuple(gradients[:2]),
-        tuple(partials[:2]),
-        tuple(partials[2:]),
-        tokens,
-        T,
-        norm.eps,
-    )
-    if sums is not None:
-        sums.launch(sums.count(N), tuple(partials), tuple(gradients[2:]), P)
+def _parameters(t: Tensors) -> tuple[Any, Any]:
+    """Weights and biases as a Launch takes them."""
+    return tuple(map(contiguous, t[2:4])), tuple(map(contiguous, t[4:6]))

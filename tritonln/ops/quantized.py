@@ -10,11 +10,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from tritonln.device import kernels_on
 from tritonln.ops.companions import check_companion, check_shape
 from tritonln.ops.contract import check, needs_grad, shifted, traced, transformed
+from tritonln.ops.known import described, known, remember
 from tritonln.ops.layer_norm import LAYER_NORM
-from tritonln.ops.quantized_op import by_op, computed, define, formula
-from tritonln.ops.quantized_plans import BLOCK, FORMATS, Arguments, QuantizedNorm, allocated
+from tritonln.ops.quantized_op import by_op, define, formula
+from tritonln.ops.quantized_plans import BLOCK, FORMATS, Arguments, Quantized, QuantizedNorm, allocated
 from tritonln.ops.rms_norm import RMS_NORM
 
 QUANTIZED_LAYER_NORM, QUANTIZED_RMS_NORM = QuantizedNorm(LAYER_NORM), QuantizedNorm(RMS_NORM)
@@ -72,15 +74,9 @@ def quantized_layer_norm(
     Source: Micikevicius et al., FP8 Formats for Deep Learning (2022, arXiv 2209.05433), for the floats; Rouhani et al.,
     OCP Microscaling Formats (MX) Specification 1.0 (2023), section 6.3, for the scales of blocks.
     """
-    tensors = input, weight, bias, residual, scale
-    if has_torch_function_variadic(*tensors):
-        return handle_torch_function(
-            quantized_layer_norm, tensors, input, normalized_shape, weight=weight, bias=bias, eps=eps,
-            residual=residual, dtype=dtype, scale=scale, block_size=block_size, weight_offset=weight_offset,
-        )  # fmt: skip
     return _call(
-        QUANTIZED_LAYER_NORM, F.layer_norm, input, normalized_shape, (weight, bias), eps, residual, dtype, scale,
-        block_size, weight_offset,
+        quantized_layer_norm, QUANTIZED_LAYER_NORM, F.layer_norm, input, normalized_shape, (weight, bias), eps,
+        residual, dtype, scale, block_size, weight_offset,
     )  # fmt: skip
 
 
@@ -104,19 +100,14 @@ def quantized_rms_norm(
     :func:`quantized_layer_norm` with :func:`tritonln.rms_norm` in the place of layer normalization, whose ``weight``,
     ``eps`` and ``weight_offset`` it takes; all else is as there.
     """
-    tensors = input, weight, residual, scale
-    if has_torch_function_variadic(*tensors):
-        return handle_torch_function(
-            quantized_rms_norm, tensors, input, normalized_shape, weight=weight, eps=eps, residual=residual,
-            dtype=dtype, scale=scale, block_size=block_size, weight_offset=weight_offset,
-        )  # fmt: skip
     return _call(
-        QUANTIZED_RMS_NORM, F.rms_norm, input, normalized_shape, (weight,), eps, residual, dtype, scale, block_size,
-        weight_offset,
+        quantized_rms_norm, QUANTIZED_RMS_NORM, F.rms_norm, input, normalized_shape, (weight,), eps, residual, dtype,
+        scale, block_size, weight_offset,
     )  # fmt: skip
 
 
 def _call(
+    public: Callable[..., Results],
     operator: QuantizedNorm,
     function: Callable[..., Tensor],
     x: Tensor,
@@ -129,8 +120,19 @@ def _call(
     block_size: int | None,
     weight_offset: float,
 ) -> Results:
-    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    name = operator.name
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
+    tensors = x, residual, *parameters, scale
+    description = None
+    if not weight_offset:
+        description = described(operator, tensors, shape, eps, weight_offset, dtype, block_size)
+        if (quantizing := known(description)) is not None:
+            return _results(quantizing.on(tensors), scale)
+    if has_torch_function_variadic(*tensors):
+        return handle_torch_function(
+            public, tensors, x, normalized_shape, *parameters, eps, residual=residual, dtype=dtype, scale=scale,
+            block_size=block_size, weight_offset=weight_offset,
+        )  # fmt: skip
+    shape, name = tuple(shape), operator.name
     N, number = check(function, x, shape, parameters, eps)
     if x.dtype == torch.float64:
         raise RuntimeError(f"{name}: expected x of dtype float32, bfloat16 or float16, but got {x.dtype}")
@@ -138,7 +140,6 @@ def _call(
         check_companion(name, "residual", residual, x)
         check_shape(name, "residual", residual, x.shape)
     _check_quantization(name, x, dtype, scale, block_size, shape)
-    tensors = x, residual, *parameters, scale
     if needs_grad(*tensors):
         raise RuntimeError(
             f"{name} is for inference: rounding has no gradient. "
@@ -146,17 +147,32 @@ def _call(
         )
     weights = shifted(parameters[0], weight_offset, x.dtype), *parameters[1:]
     a = Arguments(x, residual, weights, scale, number, dtype, block_size is not None, N)
-    way = formula if transformed() else by_op if traced(*tensors) else computed
-    found = way(operator, a) if N else allocated(a)
-    lead = x.shape[: x.dim() - len(shape)]
-    if found.scale is None:
-        assert scale is not None
-        s = scale
-    elif not N and not a.blocks:
-        s = torch.full((*lead, *(1,) * len(shape)), 2.0**-126, dtype=torch.float32, device=x.device)
+    sizes = *x.shape[: x.dim() - len(shape)], *((*shape[:-1], shape[-1] // BLOCK) if a.blocks else (1,) * len(shape))
+    if not N:
+        found = allocated(a)
+        if not a.blocks and scale is None:
+            found = found._replace(scale=torch.full(sizes, 2.0**-126, dtype=torch.float32, device=x.device))
+    elif transformed():
+        found = formula(operator, a)
+    elif traced(*tensors):
+        found = by_op(operator, a)
+    elif (device := kernels_on(x.device)) is None:
+        found = formula(operator, a)
     else:
-        s = found.scale.reshape(*lead, *((*shape[:-1], shape[-1] // BLOCK) if a.blocks else (1,) * len(shape)))
-    return (found.q, s) if found.x is None else (found.q, s, found.x)
+        quantizing = operator.prepared(a, sizes, device)
+        remember(description, quantizing)
+        found = quantizing.on((x, residual, *weights, scale))
+    if found.scale is not None:
+        found = found._replace(scale=found.scale.reshape(sizes))
+    return _results(found, scale)
+
+
+def _results(found: Quantized, given: Tensor | None) -> Results:
+    q, scale, x = found
+    if scale is None:
+        assert given is not None
+        scale = given
+    return (q, scale) if x is None else (q, scale, x)
 
 
 def _check_quantization(name: str, x: Tensor, dtype: Any, scale: Any, block_size: Any, shape: tuple[int, ...]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,12 @@ from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, planned
 from tritonln.configurations.tunable import Key, Tunable, register_operator
 from tritonln.device import Device, interpreting
-from tritonln.dtypes import bytes_of
 from tritonln.launch import Launch, Plan
-from tritonln.ops.contract import arithmetic, contiguous
-from tritonln.ops.operands import ROWS, Operand, dtypes_of, placed
+from tritonln.ops.contract import arithmetic, empty_like
+from tritonln.ops.operands import COLUMNS, ROWS, Operand, Tensors, contiguous, dtypes_of, placed
 from tritonln.ops.rows import RowOperator
 
+E8M0 = torch.float8_e8m0fnu
 BLOCK = 32  # columns that share a scale, kernels/quantized.py's
 FORMATS = {torch.float8_e4m3fn: "e4m3", torch.float8_e5m2: "e5m2", torch.int8: "int8"}
 LARGEST = {torch.float8_e4m3fn: 448.0, torch.float8_e5m2: 57344.0, torch.int8: 127.0}
@@ -40,6 +40,34 @@ class Quantized(NamedTuple):
     q: Tensor
     scale: Tensor | None  # None where it was given
     x: Tensor | None  # where a residual was added
+
+
+class Quantizing(NamedTuple):
+    """A call on tensors of certain shapes and dtypes: all that does not depend on where they lie."""
+
+    N: int
+    dtype: torch.dtype  # of q
+    blocks: bool
+    scales: tuple[int, ...] | None  # their shape; None where the scale is given
+    adjacent: bool  # whether all operands are contiguous
+    launch: Any  # None where there are no rows
+    programs: int
+    scalars: tuple[float, ...]  # that its arguments end in
+
+    def on(self, tensors: Tensors) -> Quantized:
+        """Of x, the residual, the parameters and the scale of all rows."""
+        N, dtype, blocks, scales, adjacent, launch, programs, scalars = self
+        x: Any
+        x, residual, *parameters, given = tensors
+        q = empty_like(x, dtype)
+        out = None if residual is None else empty_like(x, residual.dtype)
+        scale = None if scales is None else x.new_empty(*scales, dtype=E8M0 if blocks else torch.float32)
+        if launch is not None:
+            rows = (x, residual) if adjacent else placed((x, residual), (ROWS,) * 2, N)
+            columns = tuple(parameters) if adjacent else placed(tuple(parameters), (COLUMNS,) * len(parameters), N)
+            of_rows, of_blocks = (None, scale) if blocks else (scale, None)
+            launch(programs, rows, columns, given, q, out, of_rows, of_blocks, *scalars)
+        return Quantized(q, scale, out)
 
 
 class QuantizedNorm:
@@ -85,7 +113,7 @@ class QuantizedNorm:
             "residual": residual,
             **dict(zip(self.norm.finishing, parameters)),
         }
-        scales = {scale: torch.float8_e8m0fnu if scale == "exponents" else torch.float32}
+        scales = {scale: E8M0 if scale == "exponents" else torch.float32}
         return self.forward_tunable.key(N, **dtypes, q=q, x_out=residual, **scales)
 
     def _plan(self, key: Key, c: Config, device: Device) -> Plan:
@@ -122,26 +150,18 @@ class QuantizedNorm:
         return self._plan(key, config_for(self.forward_tunable, key, device), device)
 
     def forward(self, a: Arguments, device: Device) -> Quantized:
-        x = a.x
-        M = x.numel() // a.N if a.N else 0
-        found = allocated(a)
-        if M:
-            kind = "given" if a.given is not None else "exponents" if a.blocks else "scale"
-            plan = self.plan(a.N, dtypes_of((x, a.residual, *a.parameters)), a.dtype, kind, device)
-            stored = None if found.scale is None else bytes_of(found.scale)
-            plan.launch(
-                plan.count(M),
-                placed((x, a.residual), (ROWS,) * 2, a.N),
-                tuple([contiguous(p) for p in a.parameters]),
-                a.given,
-                bytes_of(found.q),
-                found.x,
-                None if a.blocks else stored,
-                stored if a.blocks else None,
-                M,
-                a.eps,
-            )
-        return found
+        return self.prepared(a, _scales(a), device).on((a.x, a.residual, *a.parameters, a.given))
+
+    def prepared(self, a: Arguments, scales: Sequence[int], device: Device) -> Quantizing:
+        """What `forward` does with tensors like these, with scales of this shape."""
+        x, M = a.x, a.x.numel() // a.N if a.N else 0
+        adjacent = contiguous((x, a.residual, *a.parameters))
+        kind = "given" if a.given is not None else "exponents" if a.blocks else "scale"
+        of = None if kind == "given" else tuple(scales)
+        if not M:
+            return Quantizing(a.N, a.dtype, a.blocks, of, adjacent, None, 0, ())
+        plan = self.plan(a.N, dtypes_of((x, a.residual, *a.parameters)), a.dtype, kind, device)
+        return Quantizing(a.N, a.dtype, a.blocks, of, adjacent, plan.launch, plan.count(M), (M, a.eps))
 
     def train(
         self, make: Callable[..., Tensor], rows: int, N: int, x: torch.dtype, parameter: torch.dtype, device: Device
@@ -160,10 +180,12 @@ def allocated(a: Arguments) -> Quantized:
     out = None if a.residual is None else torch.empty(x.shape, dtype=a.residual.dtype, device=x.device)
     if a.given is not None:
         return Quantized(q, None, out)
-    rows = x.numel() // a.N if a.N else 0
-    if a.blocks:
-        return Quantized(q, torch.empty((rows, a.N // BLOCK), dtype=torch.float8_e8m0fnu, device=x.device), out)
-    return Quantized(q, torch.empty((rows, 1), dtype=torch.float32, device=x.device), out)
+    return Quantized(q, torch.empty(_scales(a), dtype=E8M0 if a.blocks else torch.float32, device=x.device), out)
+
+
+def _scales(a: Arguments) -> tuple[int, int]:
+    """The shape of the scales by rows."""
+    return a.x.numel() // a.N if a.N else 0, a.N // BLOCK if a.blocks else 1
 
 
 def _kernels() -> tuple[Any, Any]:

@@ -11,7 +11,8 @@ from torch.overrides import has_torch_function_variadic
 
 from tritonln.device import kernels_on
 from tritonln.ops import rms_norm_aten, row_autograd, row_op
-from tritonln.ops.contract import check, described, output_dtype, shifted, traced, transformed
+from tritonln.ops.contract import check, output_dtype, shifted, traced, transformed
+from tritonln.ops.known import described, known
 from tritonln.ops.of_y import keeping, of_y, restored
 from tritonln.ops.operands import COLUMNS, Operand
 from tritonln.ops.overridden import jagged_in_graph, overridden
@@ -121,8 +122,8 @@ def rms_norm(
     """
     x, shape = input, (normalized_shape,) if isinstance(normalized_shape, int) else normalized_shape
     keeps = None if save == "x" else keeping(save, RMS_NORM_OF_Y, (x, weight), weight_offset)
-    key = None if weight_offset else described(RMS_NORM, (x, weight), shape, eps, weight_offset, cast, keeps)
-    if (forward := row_autograd.known(key)) is not None:
+    description = None if weight_offset else described(RMS_NORM, (x, weight), shape, eps, weight_offset, cast, keeps)
+    if (forward := known(description)) is not None:
         return row_autograd.again(forward, (x, weight))[0]
     if has_torch_function_variadic(input, weight) or jagged_in_graph(input):
         return overridden(
@@ -141,7 +142,7 @@ def rms_norm(
     if cast == "llama" and getattr(x, "dtype", None) in ROUNDING:
         N, number = check(F.rms_norm, x, shape, (weight,), eps)
         s = Settings(N, number, output_dtype(x.dtype, x.device.type))
-        return row_autograd.call(ROUNDING[x.dtype], (x, shifted(weight, weight_offset, x.dtype)), s, key)[0]
+        return row_autograd.call(ROUNDING[x.dtype], (x, shifted(weight, weight_offset, x.dtype)), s, description)[0]
     if transformed():
         return _transformed(x, shape, weight, eps, weight_offset)
     N, number = check(F.rms_norm, x, shape, (weight,), eps)
@@ -151,7 +152,7 @@ def rms_norm(
         if row_autograd.left_to_inductor(x) or knows_only_aten("rms_norm", *tensors):
             return rms_norm_aten.operator(x, shape, weight, number)
         return row_op.by_op(RMS_NORM, tensors, s)[0]
-    return row_autograd.directly(RMS_NORM, tensors, s, kernels_on(x.device), key, keeps)[0]
+    return row_autograd.directly(RMS_NORM, tensors, s, kernels_on(x.device), description, keeps)[0]
 
 
 def _transformed(x: Tensor, shape: Sequence[int], weight: Tensor | None, eps: float | None, offset: float) -> Tensor:

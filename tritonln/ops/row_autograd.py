@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tritonln.configurations.lookup import Known
 from tritonln.device import Device, kernels_on, runs_triton
 from tritonln.ops import row_formula
-from tritonln.ops.contract import beyond_numbers, needs_grad, owned, traced, transformed
+from tritonln.ops.contract import beyond_numbers, needs_grad, only_numbers, owned, traced, transformed
+from tritonln.ops.known import Description, remember
 from tritonln.ops.of_y import OfY
 from tritonln.ops.operands import Tensors
 from tritonln.ops.row_op import (
@@ -27,8 +27,8 @@ from tritonln.ops.rows import BackwardCall, Forward, RowOperator, Settings
 from tritonln.ops.subclasses import foreign, knows_only_aten
 
 
-def call(operator: RowOperator, tensors: Tensors, s: Settings, key: Any = None) -> Result:
-    """By kernels where there are some for the tensors, else by the formula.  `key` is as `directly` has it."""
+def call(operator: RowOperator, tensors: Tensors, s: Settings, description: Description | None = None) -> Result:
+    """By kernels where there are some for the tensors, else by the formula."""
     first = tensors[0]
     assert first is not None
     if transformed():
@@ -38,7 +38,7 @@ def call(operator: RowOperator, tensors: Tensors, s: Settings, key: Any = None) 
         return _owned(*row_formula.forward(operator, tensors, s))
     if symbolic:
         return by_op(operator, tensors, s)
-    return directly(operator, tensors, s, kernels_on(first.device), key)
+    return directly(operator, tensors, s, kernels_on(first.device), description)
 
 
 def _owned(y: Tensor, x: Tensor | None) -> Result:
@@ -97,34 +97,22 @@ def _exporting() -> bool:
 _has_kernels._dynamo_marked_constant = _exporting._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-KNOWN: Known[Forward] = Known()  # by what contract.described says of a call
-
-
-def known(key: Any) -> Forward | None:
-    """What an earlier call of this description was prepared to."""
-    try:
-        return None if key is None else KNOWN.get(key)
-    except TypeError:  # a number is not hashable, such as an array of numpy's
-        return None
-
-
 def directly(
     operator: RowOperator,
     tensors: Tensors,
     s: Settings,
     device: Device | None,
-    key: Any = None,
+    description: Description | None = None,
     of_y: OfY | None = None,
 ) -> Result:
-    """Of plain tensors that nobody traces.  A key is the description of tensors that were given as they are here: the
-    next call of that description is `known`.  y is kept in the place of x where there is `of_y`.
+    """Of plain tensors that nobody traces, whose description says that they were given as they are here.  y is kept in
+    the place of x where there is `of_y`.
     """
     forward = operator.prepared(tensors, s, needs_grad(*tensors), device)
     if of_y is not None:
         forward = forward._replace(of_y=of_y)
         of_y.prepare(forward)
-    if key is not None and all(isinstance(part, Hashable) and not isinstance(part, Tensor) for part in key):
-        KNOWN.remember(key, forward)
+    remember(description, forward)
     if device is None and not forward.save:
         return _owned(*forward_of(operator, tensors, s, False, None)[:2])
     return again(forward, tensors)
@@ -169,12 +157,12 @@ class _Rows(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         call = operator.backward_call(dy, dx, saved[-2], saved[:-2], forward.dtypes, saved[-1], s, needs)
         found: Sequence[Tensor | None]
-        if beyond_numbers(dy, dx):
-            found = formula_backward(operator, call)
-        elif traced(dy, dx):
-            found = backward_by_op(operator, call)
-        else:
+        if only_numbers(dy, dx):
             found = _gradients(forward, call)
+        elif beyond_numbers(dy, dx):
+            found = formula_backward(operator, call)
+        else:
+            found = backward_by_op(operator, call)
         return None, *found
 
 

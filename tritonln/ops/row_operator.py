@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tritonln.ops import row_autograd, row_op
-from tritonln.ops.contract import DTYPES, HALF, check_device, described, number, output_dtype
+from tritonln.ops.contract import DTYPES, HALF, check_device, number, output_dtype
+from tritonln.ops.known import described, known
 from tritonln.ops.operands import COLUMNS, ROWS, Operand
 from tritonln.ops.row_declaration import Parts
 from tritonln.ops.rows import RowOperator, Settings
@@ -146,12 +147,12 @@ def _public(operator: RowOperator) -> Callable[..., Tensor]:
         bound = signature.bind(*arguments, **keywords)
         bound.apply_defaults()
         *tensors, eps = bound.arguments.values()
-        key = described(operator, tensors, (), eps)
-        if (forward := row_autograd.known(key)) is not None:
+        description = described(operator, tensors, (), eps)
+        if (forward := known(description)) is not None:
             return row_autograd.again(forward, tuple(tensors))[0]
         N, x = _check(operator, tensors), tensors[0]
         s = Settings(N, number(f"{operator.name}(): argument 'eps'", eps), output_dtype(x.dtype, x.device.type))
-        return row_autograd.call(operator, tuple(tensors), s, key)[0]
+        return row_autograd.call(operator, tuple(tensors), s, description)[0]
 
     call.__name__ = call.__qualname__ = operator.name
     call.__signature__ = signature  # type: ignore[attr-defined]

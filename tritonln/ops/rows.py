@@ -59,7 +59,7 @@ class Forward(NamedTuple):
     save: bool
     dtypes: Dtypes
     adjacent: bool  # whether all operands are contiguous
-    alike: bool  # whether y is like the first operand
+    alike: tuple[bool, bool]  # whether y, and x where that is a result, are like the first operand
     device: Device | None  # None: no kernel serves them
     M: int
     launch: Any  # None where there are no rows
@@ -70,10 +70,10 @@ class Forward(NamedTuple):
 
     def on(self, tensors: Tensors) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(y, x, stats): y has the shape of the first operand, as has x where that is a result; stats where saved."""
-        operator, s, save, _, adjacent, alike, _, M, launch, programs, scalars, _, _ = self
+        operator, s, save, _, adjacent, (y_alike, x_alike), _, M, launch, programs, scalars, _, _ = self
         first: Any = tensors[0]
-        y = torch.empty_like(first) if alike else empty_like(first, s.dtype)
-        x = None if s.x_dtype is None else empty_like(first, s.x_dtype)
+        y = torch.empty_like(first) if y_alike else empty_like(first, s.dtype)
+        x = None if s.x_dtype is None else torch.empty_like(first) if x_alike else empty_like(first, s.x_dtype)
         stats = first.new_empty(M, operator.statistics, dtype=arithmetic(s.dtype)) if save else None
         if launch is not None:
             given = tensors if adjacent else placed(tensors, operator.kinds, s.N)
@@ -152,7 +152,7 @@ class RowOperator(RowPlans):
         first, dtypes = tensors[0], dtypes_of(tensors)
         assert first is not None
         adjacent, M = contiguous(tensors), first.numel() // s.N if s.N else 0
-        alike = adjacent and first.dtype == s.dtype
+        alike = adjacent and first.dtype == s.dtype, adjacent and first.dtype == s.x_dtype
         if device is None or not M:
             return Forward(self, s, save, dtypes, adjacent, alike, device, M, None, 0, (), {})
         plan = self.forward_plan(s.N, dtypes, s.dtype, s.x_dtype, save and self.statistics > 0, device)
