@@ -58,10 +58,10 @@ def prepared(
         elif dtype == torch.bool:  # where rows start anew
             made = torch.rand(shape, generator=generator, device=where) < 0.5
         else:
-            # A weight matrix of the scale of a layer's, that nothing grows from step to step.
-            scale = key.N**-0.5 if name == "weight" and len(shape) == 2 else 1.0
+            # A matrix of the scale of a layer's, that nothing grows from step to step.
+            scale = key.N**-0.5 if name == "matrix_hh" else 1.0
             made = (torch.randn(shape, generator=generator, device=where) * scale).to(dtype)
-            if name == "weight" and len(shape) == 1:
+            if name == "weight":
                 made = made + made.sign()  # none near zero, by which x_hat could not be restored from y
         if name in (*tunable.results, *tunable.updated):
             written[name] = made

@@ -188,7 +188,7 @@ def _verify(tunable: Tunable, key: Key, found: dict[str, Tensor], reference: dic
     kappa, steps = 1.0, 1
     if tunable.steps > 1:
         # What a step hands on is rounded to 16 bits where x is: that is the arithmetic then, of 16 terms a step.
-        kappa = max(1.0, torch.finfo(key.operands["weight"]).eps / torch.finfo(torch.float32).eps)
+        kappa = max(1.0, torch.finfo(key.operands["matrix_hh"]).eps / torch.finfo(torch.float32).eps)
         steps = 16 * tunable.steps
     for name, result in found.items():
         safe = reference[name].double()
