@@ -94,6 +94,7 @@ def test_layers_whose_results_are_changed_in_place(layer: Any) -> None:
         torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.usefixtures("aten")
 @pytest.mark.parametrize("kind", [LayerNormLSTM, LayerNormGRU, LayerNormLSTMCell, LayerNormGRUCell])
 def test_results_of_inference_may_be_written_over(kind: Any) -> None:
     with torch.no_grad():
