@@ -223,7 +223,7 @@ def test_tune(gpu: Device, device: torch.device, tmp_path: pathlib.Path) -> None
     assert len(trials) == 2
     assert known(BACKWARD, key_of(BACKWARD), gpu).config == trials[0].config
     (file,) = (tmp_path / "t").rglob("*.json")
-    (entry,) = json.loads(file.read_text())["entries"].values()
+    ((entry,),) = json.loads(file.read_text())["entries"].values()
     assert entry["config"] == dataclasses.asdict(trials[0].config)
     assert entry["provenance"] == "measured"
     assert entry["microseconds"] == pytest.approx(trials[0].seconds * 1e6, rel=1e-3)

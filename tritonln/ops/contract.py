@@ -207,8 +207,11 @@ def autograd_inside() -> Iterator[None]:
 
 
 def owned(t: Tensor) -> Tensor:
-    """A result.  Over a view that was made without gradients torch writes nothing that has one, but over its twin."""
-    if t.requires_grad or torch.compiler.is_compiling() or transformed() or not t._is_view():
+    """A result.  Over a view that was made without gradients torch writes nothing that has one, but over its twin.
+
+    Not where torch looks on: a graph that is captured would lose the gradients of later calls there.
+    """
+    if t.requires_grad or traced(t) or transformed() or not t._is_view():
         return t
     return t.detach()
 

@@ -12,6 +12,8 @@ def holds(condition: Any) -> bool:
     """Whether it does; False where only the values of tensors tell."""
     if condition is True or condition is False:
         return condition
+    if isinstance(condition, torch.Tensor):  # of sizes in jit.trace
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # which imports sympy
 
     return guard_or_false(condition)
@@ -27,6 +29,8 @@ def equal(a: Any, b: Any) -> bool:
     condition = a == b
     if condition is True or condition is False:
         return condition
+    if isinstance(condition, torch.Tensor):
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_true
 
     if not guard_or_true(condition):
