@@ -16,6 +16,7 @@ from benchmarks.cases import Case, Shape
 from benchmarks.compare import changes, compare
 from benchmarks.offline import cell, child
 from benchmarks.results_file import Results, cells, continues, read
+from tests.helpers.cases import thorough
 from tritonln.device import TARGETS
 
 RUN = ("--rehearse", "--most-values", "1024", "--samples", "3", "--dtypes", "fp32", "--passes", "forward")
@@ -115,7 +116,7 @@ def test_regressions_come_first_and_noise_is_named(tmp_path: pathlib.Path) -> No
     assert "4 cells in both: 2 slower, 1 inside the noise, 1 faster" in text
 
 
-@pytest.mark.parametrize("operator", ["layer_norm", "rms_norm"])
+@pytest.mark.parametrize("operator", ["layer_norm", *thorough("rms_norm")])
 def test_an_offline_cell(operator: str) -> None:
     """A backward of two launches, compiled and read."""
     given = json.dumps([{"operator": operator, "M": 4096, "N": 64, "dtype": "bf16"}])
@@ -230,7 +231,7 @@ torch.accelerator.is_available = lambda: True
 """
 
 
-@pytest.mark.parametrize("mode", ["events", "graph"])
+@pytest.mark.parametrize("mode", ["events", *thorough("graph")])
 def test_device_cells_rehearsed(mode: str, tmp_path: pathlib.Path) -> None:
     """pytest --benchmark as on a GPU, with the CPU taken for one."""
     (tmp_path / "played.py").write_text(PLAYED)

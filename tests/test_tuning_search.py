@@ -136,9 +136,10 @@ def test_a_candidate_that_raises_is_recorded(gpu: Device, device: torch.device) 
     [("layer_norm_lstm", True), pytest.param("layer_norm_gru", False, marks=pytest.mark.thorough)],
 )
 def test_search_decides_between_whole_sequences_and_steps(
-    name: str, steps_are_fast: bool, gpu: Device, device: torch.device
+    name: str, steps_are_fast: bool, gpu: Device, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All four kernels of a layer on its first forward; the faster way is taken forward and backward."""
+    monkeypatch.setattr(search, "LIMIT", 3)  # each of them compiles several kernels
     args = {"layer_norm_lstm": lstm_problem, "layer_norm_gru": gru_problem}[name](2, 3, 3, 16, F32, device)
     timed = []
 
