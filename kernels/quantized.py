@@ -19,8 +19,9 @@ Source of the exponents: OCP Microscaling Formats 1.0, section 6.3.
 import triton
 import triton.language as tl
 
+from .chunks import merge_chunks, stats_of_chunks
 from .operands import batches, entered, from_row, load_columns, load_rows, pointers
-from .row import merge_chunks, normalize, normalized, row_starts, stats_of_chunks
+from .row import normalize, normalized, row_starts
 from .wide import moments_of, values_of, x_of
 
 BLOCK = tl.constexpr(32)

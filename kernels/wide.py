@@ -7,6 +7,7 @@ beginning, and the first asks L2 to keep what the second will read again.
 import triton
 import triton.language as tl
 
+from .chunks import chunk_moments, merge_chunks, stats_of_chunks
 from .noise import chances
 from .operands import (
     batches,
@@ -20,13 +21,10 @@ from .operands import (
     store_sums,
 )
 from .row import (
-    chunk_moments,
     known_x_hat,
     load_stats,
-    merge_chunks,
     normalized,
     row_sum,
-    stats_of_chunks,
     store_stats,
 )
 

@@ -24,6 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from tritonln.device import CUDA_TARGETS, TARGETS, interpreting
 from tritonln.emulator.addresses import Addresses, View
+from tritonln.emulator.arguments import flat, scalar
 from tritonln.emulator.counters import Counters, Traffic
 from tritonln.emulator.faults import EmulationError
 from tritonln.emulator.floats import Approximation
@@ -34,11 +35,6 @@ from tritonln.emulator.ptx import parse
 from tritonln.launch import forget_driver
 
 __all__ = ["Counters", "EmulatedGPU", "EmulationError", "Run", "Traffic", "emulated_gpu"]
-
-SCALARS = {
-    **{"fp64": "<d", "fp32": "<f", "fp16": "<e", "i64": "<q", "u64": "<Q", "i32": "<i", "u32": "<I"},
-    **{"i16": "<h", "u16": "<H", "i8": "<b", "u8": "<B", "i1": "<?", "u1": "<?"},
-}
 
 KEPT = 64  # kernels ready to be launched; each takes megabytes, and is made from its PTX in a fraction of a second
 
@@ -228,24 +224,6 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
         if len(self.machines) > KEPT:
             del self.machines[next(iter(self.machines))]
         return found
-
-
-def flat(signature: Any, args: Any) -> Iterator[tuple[str, str, Any]]:
-    """(name, kind, value) of every argument; those of a tuple one by one."""
-    for (name, kind), value in zip(signature, args):
-        if isinstance(kind, tuple):
-            yield from flat([(f"{name}[{i}]", k) for i, k in enumerate(kind)], value)
-        else:
-            yield name, kind, value
-
-
-def scalar(argument: str, kind: str, value: Any) -> bytes:
-    if kind not in SCALARS:
-        raise NotImplementedError(f"{argument}: the emulator passes no {kind}")
-    try:
-        return struct.pack(SCALARS[kind], value)
-    except struct.error:
-        raise TypeError(f"{argument}: expected a value of type {kind}, but got {value!r}") from None
 
 
 def _without_machine_code(*stage: Any) -> tuple[str, str] | None:
