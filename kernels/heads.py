@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from .operands import from_row, pointers
-from .row import load_upcast, row_mean, row_square, sum_rows
+from .row import at_columns, load_upcast, row_mean, row_square, sum_rows
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def store_pieces(first, values, inside, N: tl.constexpr, PIECES: tl.constexpr):
 @triton.jit
 def load_parameter(parameter, cols, in_row, ABSENT: tl.constexpr, N: tl.constexpr, PIECES: tl.constexpr):
     if len(parameter) > 0:
-        return load_pieces(parameter[0] + cols, in_row, N, PIECES)
+        return load_pieces(at_columns(parameter[0], cols, N // PIECES), in_row, N, PIECES)
     else:
         return (ABSENT, ABSENT)
 

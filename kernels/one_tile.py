@@ -20,11 +20,13 @@ The parts are device functions on tiles of fp32 (fp64) values:
     FINISH_BWD(dy, x_hat, *finishing) -> dx_hat, and a term for each of these
     RESTORE(y, *finishing) -> x_hat           the reverse of FINISH, where all of these are columns; None: x is read
 
-A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Backward, a row is PIECES
-pieces of BLOCK_N columns and the tile (PIECES BLOCK_M, BLOCK_N): its row i holds piece i // BLOCK_M
-of row i % BLOCK_M, so that few warps share a row and N need not be near a power of two.  Where there is a REST, the
-pieces end with the last whole one, and the columns past it lie in a second tile, (BLOCK_M, REST): a piece of few
-columns would cost as much as a whole one.
+A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Forward, all threads together hold ROWS of its
+rows at once, so that one with values of several rows has the same columns of each.
+
+Backward, a row is PIECES pieces of BLOCK_N columns and the tile (PIECES BLOCK_M, BLOCK_N): its row i holds piece
+i // BLOCK_M of row i % BLOCK_M, so that few warps share a row and N need not be near a power of two.  Where there is a
+REST, the pieces are the whole ones among these, and the columns past them lie in a second tile, (BLOCK_M, REST): a
+piece of few columns would cost as much as a whole one, and a fifth piece as much as eight.
 
 The pointers of columns are built in the tile's own two dimensions: one layout for everything, so
 nothing is exchanged between threads but the row sums, and each load is as wide as those of x.
@@ -37,7 +39,6 @@ from .noise import chances
 from .operands import (
     add_terms,
     batches,
-    columns_from,
     entered,
     from_row,
     left,
@@ -78,6 +79,7 @@ def one_tile_fwd(
     N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
     ENTER: tl.constexpr,
     FINISH: tl.constexpr,
     ENTERING: tl.constexpr,
@@ -96,13 +98,13 @@ def one_tile_fwd(
     inside = in_row & (rows < M - row0)
     batch, chance = batches(row0, rows, M, T, GROUPED), chances(p, y_ptr)
 
-    columns = load_columns(entering, ENTERING, NO_ENTERING, batch, cols, in_row, N)
+    columns = load_columns(entering, ENTERING, NO_ENTERING, batch, cols, in_row, N, ROWS)
     x = entered(load_rows(entering, ENTERING, columns, row0, rows, batch, cols, inside, N, chance), in_row, ENTER)
     if x_ptr is not None:
         tl.store(pointers(from_row((x_ptr,), row0, N), rows, cols, N), x, mask=inside)
         x = x.to(x_ptr.dtype.element_ty).to(x.dtype)
     x_hat, stats = normalize(x, in_row, N, eps, CENTRED)
-    columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, cols, in_row, N)
+    columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, cols, in_row, N, ROWS)
     y = FINISH(x_hat, *load_rows(finishing, FINISHING, columns, row0, rows, batch, cols, inside, N, chance))
     tl.store(pointers(from_row((y_ptr,), row0, N), rows, cols, N), y, mask=inside)
     if stats_ptr is not None:
@@ -189,13 +191,13 @@ def one_tile_bwd(
     dy, dx, x = upstream
     batch, first, step, height, index, P = share_of(tl.program_id(0), tl.num_programs(0), M, T, BATCHED, GROUPED)
     chance = chances(p, stats_ptr)
-    WHOLE: tl.constexpr = N // BLOCK_N * BLOCK_N if REST else N
+    WHOLE: tl.constexpr = min(PIECES, N // BLOCK_N) * BLOCK_N if REST else N
     row = tl.arange(0, BLOCK_M)[:, None]
     piece = tl.arange(0, PIECES * BLOCK_M)[:, None]
     within = piece % BLOCK_M
     rows = within * step
     start = piece // BLOCK_M * BLOCK_N
-    cols = columns_from(start, BLOCK_N, N)
+    cols = start + tl.arange(0, BLOCK_N)[None, :]
     in_row = cols < WHOLE
 
     enter_columns = load_columns(entering, ENTERING, NO_ENTERING, batch, cols, in_row, N)
@@ -248,7 +250,7 @@ def one_tile_bwd(
             )  # fmt: skip
 
     program = tl.program_id(0).to(tl.int64)
-    col = columns_from(tl.arange(0, PIECES)[:, None] * BLOCK_N, BLOCK_N, N)
+    col = tl.arange(0, PIECES)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     store_sums(d_entering, ENTERING, enter_sums, program, col, N, PIECES)
     store_sums(d_finishing, FINISHING, finish_sums, program, col, N, PIECES)
     if REST:

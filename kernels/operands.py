@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .noise import noise
-from .row import load_upcast, row_starts, sum_rows, upcast
+from .row import at_columns, load_upcast, row_starts, sum_rows, upcast
 
 CACHED = tl.constexpr("")  # as any store: Triton 3.6 takes no string for the default of a parameter
 
@@ -39,18 +39,6 @@ def pointers(operand, rows, cols, N):
         return operand[0] + (row_starts(rows, N) + cols)
     else:
         return operand[0] + (rows * tl.cast(operand[1], tl.int64) + cols)
-
-
-@triton.jit
-def columns_from(start, WIDTH: tl.constexpr, N: tl.constexpr):
-    """WIDTH columns from each of `start` on, of which no more are loaded at once than are aligned in every row.
-
-    What all rows share would else be loaded more at once, into a layout of its own.
-    """
-    cols = start + tl.arange(0, WIDTH)[None, :]
-    if N % 8 != 0:
-        cols = tl.max_contiguous(cols, [1, N & -N])
-    return cols
 
 
 @triton.jit
@@ -83,14 +71,39 @@ def share_of(program, P, M, T, BATCHED: tl.constexpr, GROUPED: tl.constexpr):
 
 
 @triton.jit
-def load_columns(operands, KINDS: tl.constexpr, ABSENT: tl.constexpr, batch, cols, in_row, N):
-    """The values that all tiles of a batch have in common; for other operands a number in their place."""
+def first_rows(a, ROWS: tl.constexpr):
+    if a.shape[0] == ROWS:
+        return a
+    else:
+        upper, lower = tl.split(tl.permute(tl.reshape(a, [2, a.shape[0] // 2, a.shape[1]]), (1, 2, 0)))
+        return first_rows(upper, ROWS)
+
+
+@triton.jit
+def load_shared(pointers, in_row, ROWS: tl.constexpr):
+    """What all rows of a tile have in common, loaded for the first ROWS of them alone."""
+    M: tl.constexpr = in_row.shape[0]
+    N: tl.constexpr = in_row.shape[1]
+    first = first_rows(load_upcast(pointers, in_row & (tl.arange(0, M)[:, None] < ROWS)), ROWS)
+    return tl.reshape(tl.broadcast_to(first[None, :, :], [M // ROWS, ROWS, N]), [M, N])
+
+
+@triton.jit
+def load_columns(
+    operands, KINDS: tl.constexpr, ABSENT: tl.constexpr, batch, cols, in_row, N, ROWS: tl.constexpr = None
+):
+    """The values that all tiles of a batch have in common; for other operands a number in their place.
+
+    ROWS: that all threads together hold at once.  One that holds more has the same columns of each.
+    """
     values = ()
     for i in tl.static_range(len(operands)):
         if len(operands[i]) == 0:
             values = values + (ABSENT[i],)
+        elif KINDS[i] == "N" and ROWS is not None:
+            values = values + (load_shared(at_columns(operands[i][0], cols, N), in_row, ROWS),)
         elif KINDS[i] == "N":
-            values = values + (load_upcast(operands[i][0] + cols, in_row),)
+            values = values + (load_upcast(at_columns(operands[i][0], cols, N), in_row),)
         elif KINDS[i] == "B N" or KINDS[i] == "G N":
             values = values + (load_upcast(from_row(operands[i], batch, N)[0] + cols, in_row),)
         else:

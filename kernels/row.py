@@ -17,6 +17,17 @@ def load_upcast(pointers, inside, EVICTION: tl.constexpr = None):
 
 
 @triton.jit
+def at_columns(pointer, cols, N: tl.constexpr):
+    """Pointers to values that rows of N have in common, of which no more are loaded at once than are aligned in every
+    row.  Triton gives all that is loaded the layout of the widest, in which lanes would not load neighbours of a row.
+    """
+    at = pointer + cols
+    if N % 8 != 0 and N > 1:
+        at = tl.max_contiguous(at, [1, N & -N])
+    return at
+
+
+@triton.jit
 def upcast(values):
     """fp64 stays, all else becomes fp32."""
     if values.dtype == tl.float64:

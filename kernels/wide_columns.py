@@ -21,7 +21,6 @@ from .noise import chances
 from .operands import (
     add_terms,
     batches,
-    columns_from,
     left,
     load_columns,
     load_tile,
@@ -40,7 +39,7 @@ def columns_of(chunk, N: tl.constexpr, PIECES: tl.constexpr, BLOCK_M: tl.constex
     WIDTH: tl.constexpr = PIECES * BLOCK_N
     piece = tl.arange(0, PIECES * BLOCK_M)[:, None]
     within = piece // BLOCK_M * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
-    cols = columns_from(chunk * WIDTH + piece // BLOCK_M * BLOCK_N, BLOCK_N, N)
+    cols = chunk * WIDTH + within
     if N % WIDTH == 0:
         return cols, within < WIDTH
     else:
@@ -137,7 +136,7 @@ def wide_sums_bwd(
             of_chunk = row_sums(summed_bwd(dx_hat, x_hat, CENTRED), PIECES)
             store_chunk(sums_ptr, row0, row * step, chunk, in_tile, of_chunk, CHUNKS)
 
-    col = columns_from((chunk * PIECES + tl.arange(0, PIECES)[:, None]) * BLOCK_N, BLOCK_N, N)
+    col = (chunk * PIECES + tl.arange(0, PIECES)[:, None]) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     store_sums(d_finishing, FINISHING, sums, share.to(tl.int64), col, N, PIECES)
 
 
@@ -209,5 +208,5 @@ def wide_dx_bwd(
         store_rows(d_entering, ENTERING, enter_terms, row0, rows, cols, inside, N, ".cs")
         store_rows(d_finishing, FINISHING, finish_terms, row0, rows, cols, inside, N, ".cs")
 
-    col = columns_from((chunk * PIECES + tl.arange(0, PIECES)[:, None]) * BLOCK_N, BLOCK_N, N)
+    col = (chunk * PIECES + tl.arange(0, PIECES)[:, None]) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
     store_sums(d_entering, ENTERING, sums, share.to(tl.int64), col, N, PIECES)

@@ -53,6 +53,11 @@ class Measured:
     wavefronts_least: float
 
     @property
+    def cycles(self) -> float:
+        """Of first caches and shared memory, which give 128 bytes in one: four sectors, or a wavefront."""
+        return (self.load_sectors + self.store_sectors) / 4 + self.wavefronts * self.programs
+
+    @property
     def executed(self) -> Executed:
         """For the inspector."""
         requests = max(1, self.load_requests)
@@ -95,6 +100,7 @@ def measured(run: Run, rows: int, hidden: int) -> Measured:
 
 
 TILES = 2  # that each program of the backward walks: what it does once and what it does for each both show
+TILES_EACH = 8, 24  # that `cycles` runs: of eight batches where there are any
 MOST = 1 << 22  # values of x, that this takes seconds
 
 
@@ -135,9 +141,34 @@ def kernel(target: str, tunable: Tunable, key: Key, config: Config | None = None
     with emulated_gpu(target, check=False) as gpu:
         device = emulated_device()
         rows = int(tunable.most_rows(device))
-        launch, _ = prepared(tunable, key, config, device, rows, 0, torch.device("cpu"))
+        launch, _ = prepared(tunable, key, tunable.plan(key, config, device), rows, 0, torch.device("cpu"))
         launch()
         return measured(gpu.runs[-1], rows * tunable.steps, key.N)
+
+
+def cycles(tunable: Tunable, key: Key, config: Config, device: Device, rows: int) -> list[float]:
+    """What Measured.cycles is for each launch of a kernel on so many rows of NVIDIA's `device`, from few of them.
+
+    It grows by what each tile takes; what a program takes once is the rest of it.
+    """
+    least, most = TILES_EACH
+    totals = []
+    with emulated_gpu(device.target, check=False) as gpu:
+        plan = tunable.plan(key, config, emulated_device())
+        few = plan._replace(programs=min(1, plan.programs))
+        for tiles in (least, most):
+            M = tiles * config.block_m
+            prepared(tunable, key, few, M, 0, torch.device("cpu"))[0]()
+            totals.append([measured(run, M, key.N).cycles for run in gpu.runs])
+            gpu.runs.clear()
+    plan = tunable.plan(key, config, device)
+    programs = tunable.programs(plan, rows, key.N) / tunable.programs(few, least * config.block_m, key.N)
+    found = []
+    for little, much in zip(*totals, strict=True):
+        each = (much - little) / (most - least)
+        once = little - each * least
+        found.append(each * -(-rows // config.block_m) + once * programs)
+    return found
 
 
 def emulated_device() -> Device:

@@ -58,8 +58,10 @@ class Report:
     in_flight: int  # bytes a multiprocessor has outstanding
     needed: int  # bytes that Little's law asks for: bandwidth * latency / multiprocessors
     rows: int  # of the launch
+    outside: int = 0  # instructions of a warp before and behind the row loop
     local: float = 0.0  # bytes of spilled values that are loaded and stored for an element of the row loop
     again: float = 0.0  # of the bytes an element, those of tensors that the launch before had too
+    pipe: float = 0.0  # cycles of a first cache and its shared memory for an element; of what ran on an emulated GPU
     executed: Executed | None = None  # counted in a run on an emulated GPU
 
 
@@ -172,6 +174,7 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
         in_flight=round(resident * prefetched * values * streamed),
         needed=round(device.bandwidth * LATENCY / device.multiprocessors),
         rows=rows,
+        outside=code.outside,
         local=code.local * warps * device.warp_size / values,
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from tritonln.configurations.config import Config
 from tritonln.configurations.tunable import Key, Tunable, operators
 from tritonln.device import TARGETS, Device
-from tritonln.launch import Recorded, recorded
+from tritonln.launch import Plan, Recorded, recorded
 
 
 def training_launches(
@@ -42,7 +42,7 @@ def launches_of(tunable: Tunable, key: Key, config: Config, device: Device, rows
 
 
 def prepared(
-    tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
+    tunable: Tunable, key: Key, plan: Plan, M: int, seed: int, where: torch.device
 ) -> tuple[Callable[[], object], dict[str, Tensor]]:
     """A launch on random inputs and poisoned results, and what it writes."""
     generator = torch.Generator(where).manual_seed(seed)
@@ -67,6 +67,5 @@ def prepared(
             written[name] = made
         return made
 
-    plan = tunable.plan(key, config, device)
     launch = functools.partial(plan.launch, tunable.programs(plan, M, key.N), *tunable.arguments(key, plan, M, make))
     return launch, written

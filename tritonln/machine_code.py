@@ -24,6 +24,7 @@ class Code:
     async_copies: int
     cluster: int
     instructions: int
+    outside: int = 0  # instructions before and behind the row loop
     local: int = 0  # bytes of spilled values that a thread loads and stores, in the row loop
 
 
@@ -57,6 +58,7 @@ def read_cubin(compiled: Any, device: Device) -> Code:
         async_copies=sum(o.startswith("LDGSTS") for _, o, _ in code),
         cluster=sum(o.startswith(("UCGABAR", "MAPA")) for _, o, _ in code),
         instructions=sum(o != "NOP" for o in operations),
+        outside=len(code) - len(loop),
         local=sum(n * bits // 8 for bits, n in _widths(loop, ("LDL", "STL")).items()),
     )
 

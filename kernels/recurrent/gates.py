@@ -8,7 +8,7 @@ another, and what is left of them.  Statistics of G groups lie as (T, G, B, 2).
 import triton
 import triton.language as tl
 
-from ..row import load_upcast, row_correction, row_mean, row_rstd, row_square, row_sum2, store_stats
+from ..row import at_columns, load_upcast, row_correction, row_mean, row_rstd, row_square, row_sum2, store_stats
 
 
 @triton.jit
@@ -29,14 +29,14 @@ def load_gates(ptr, offsets, inside, H, G: tl.constexpr):
     tiles = ()
     if ptr is not None:
         for k in tl.static_range(G):
-            tiles = tiles + (load_upcast(ptr + offsets + k * H, inside),)
+            tiles = tiles + (load_upcast(at_columns(ptr + k * H, offsets, H), inside),)
     return tiles
 
 
 @triton.jit
 def store_gates(ptr, offsets, inside, H, tiles):
     for k in tl.static_range(len(tiles)):
-        tl.store(ptr + offsets + k * H, tiles[k], mask=inside)
+        tl.store(at_columns(ptr + k * H, offsets, H), tiles[k], mask=inside)
 
 
 @triton.jit

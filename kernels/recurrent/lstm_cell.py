@@ -13,7 +13,7 @@ empty where they are None.
 import triton
 import triton.language as tl
 
-from ..row import load_upcast
+from ..row import at_columns, load_upcast
 from .gates import (
     add,
     load_gates,
@@ -62,9 +62,9 @@ def load_gates_of(p_hat, x_ptr, gain_hh_ptr, bias_hh_ptr, step, gate_row, cols, 
     """p_hat gain_hh + bias_hh + x, a gate at a time: of wide rows all operands at once exceed the registers."""
     gates = ()
     for k in tl.static_range(len(p_hat)):
-        gate = p_hat[k] * load_upcast(gain_hh_ptr + cols + k * H, in_row)
+        gate = p_hat[k] * load_upcast(at_columns(gain_hh_ptr + k * H, cols, H), in_row)
         if bias_hh_ptr is not None:
-            gate += load_upcast(bias_hh_ptr + cols + k * H, in_row)
+            gate += load_upcast(at_columns(bias_hh_ptr + k * H, cols, H), in_row)
         if x_ptr is not None:
             gate += load_upcast(x_ptr + step + gate_row + k * H, inside)
         gates = gates + (gate,)

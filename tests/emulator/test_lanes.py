@@ -50,6 +50,11 @@ def test_one_number_of_a_warp() -> None:
     for name, function in (("add", sum), ("min", min), ("max", max)):
         found = apply(f"redux.sync.{name}.s32 D, A, -1;", np.int32, x)
         assert found[::32].tolist() == [function(x[:32].tolist()), function(x[32:].tolist())]
+    y = np.array([-0.0, *[0.0] * 31, *np.linspace(-9, 3, 31), np.nan], np.float32)
+    for kind, expected in (("min", [-0.0, -9]), ("max", [0, 3]), ("max.abs", [0, 9]), ("max.NaN", [0, np.nan])):
+        found = apply(f"redux.sync.{kind}.f32 D, A, -1;", np.float32, y)
+        np.testing.assert_array_equal(found[::32], np.array(expected, np.float32))
+        assert (np.signbit(found[0]), kind) == (kind == "min", kind)
     found = apply("elect.sync %r20|%p1, -1; selp.u32 D, 1, 0, %p1;", U32, LANES)
     assert found.tolist() == [int(i % 32 == 0) for i in range(64)]
 

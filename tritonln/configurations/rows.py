@@ -35,6 +35,17 @@ def aligned(N: int, x_bytes: int) -> bool:
     return N * x_bytes % 16 == 0
 
 
+def at_once(N: int, x_bytes: int) -> int:
+    """Values that a lane loads at once: 16 bytes, or what is aligned in every row."""
+    return min(16 // x_bytes, N & -N)
+
+
+def rows_at_once(N: int, work: Work, c: Config, device: Device) -> int:
+    """Rows of a tile that all threads together hold at once."""
+    loaded = c.num_ctas * c.num_warps * device.warp_size * at_once(N, work.x_bytes)
+    return min(c.block_m, max(1, loaded // c.block_n))
+
+
 def forward(N: int, work: Work, device: Device) -> Config:
     x_bytes = work.x_bytes
     width = next_power_of_2(N)
@@ -42,7 +53,7 @@ def forward(N: int, work: Work, device: Device) -> Config:
     # threads), and 64 spread the row sums over more values: 12.5 -> 10.7 instructions each on sm_90 at
     # 4,096.  Up to 1,024 they are of several rows, which share what is loaded of weight and bias.
     wide = x_bytes <= 2 and width >= 256
-    each = ((64 if wide else 32) if aligned(N, x_bytes) else 16) // (1 if x_bytes < 8 else 2)
+    each = (64 if wide else 32) // (1 if x_bytes < 8 else 2)
     each //= next_power_of_2(work.tiles)
     warps = width // (32 * each)
     if width <= 1024:
@@ -50,6 +61,8 @@ def forward(N: int, work: Work, device: Device) -> Config:
         # 64 columns would only be taller.
         warps = max(1, warps) if each == 64 or width > 256 else 2
         return Config(max(1, warps * 32 * each // max(64, width)), width, warps)
+    if each == 64 and width <= 8192:  # two rows, for the same reason
+        return Config(2, width, 2 * warps)
     if warps <= (8 if each == 64 else 16):
         return Config(1, width, warps)
     # More leave one program to a multiprocessor, which idles at each barrier.

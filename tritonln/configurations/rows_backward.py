@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from tritonln.clusters import largest_cluster
 from tritonln.configurations.config import Config, next_power_of_2
-from tritonln.configurations.rows import VALUES, Work, aligned, launchable, spread, stages, tiles_that_fit
+from tritonln.configurations.rows import VALUES, Work, aligned, at_once, launchable, spread, stages, tiles_that_fit
 from tritonln.device import Device
 
 
@@ -41,7 +41,7 @@ def backward(N: int, work: Work, device: Device) -> Config:
     if ctas * tile == width:
         moved, held = N * work.streamed // ctas, width * work.streamed // ctas
         return Config(1, width, warps, ctas, stages(moved, held, device), 1)
-    return _split(_most_held(N, work.x_bytes), work, device)
+    return _split(32 // max(1, work.x_bytes // 2), work, device)
 
 
 def _most_held(N: int, x_bytes: int) -> int:
@@ -62,14 +62,9 @@ def _warps(N: int, each: int, work: Work) -> int:
     return 16 if width > 256 * each and fits else 8
 
 
-def _at_once(N: int, x_bytes: int) -> int:
-    """Values that a lane loads at once: 16 bytes, or what is aligned in every row."""
-    return min(16 // x_bytes, N & -N)
-
-
 def _one_at_a_time(N: int, x_bytes: int) -> bool:
     """They go to registers then, all at once, as 16 bits cannot be copied ahead."""
-    return x_bytes < 8 and _at_once(N, x_bytes) == 1
+    return x_bytes < 8 and at_once(N, x_bytes) == 1
 
 
 def _spare(each: int, lane: int, x_bytes: int) -> int:
@@ -82,7 +77,7 @@ def _spare(each: int, lane: int, x_bytes: int) -> int:
 
 def _whole_rows(N: int, row: Row, work: Work, warps: int, each: int, device: Device) -> Config:
     columns, pieces, rest = row
-    lane, threads = _at_once(N, work.x_bytes), warps * 32
+    lane, threads = at_once(N, work.x_bytes), warps * 32
     values = columns * pieces + rest  # that a row takes of a tile
     room = (each + _spare(each, lane, work.x_bytes)) * threads
     height = _power_of_2_up_to(room // max(64, values))
@@ -90,7 +85,7 @@ def _whole_rows(N: int, row: Row, work: Work, warps: int, each: int, device: Dev
     moved, held = height * N * work.streamed, height * row.padded * work.streamed
     ahead = 1 if _one_at_a_time(N, work.x_bytes) else stages(moved, held, device)
     # Where registers are scarce, one tile ahead: its place in shared memory is always the same.
-    scarce = each * (3 / 4 if lane * work.x_bytes < 16 else 9 / 8 if columns <= 32 * lane else 1)
+    scarce = each * (7 / 8 if lane * work.x_bytes < 16 else 9 / 8 if columns <= 32 * lane else 1)
     if height * values > scarce * threads:
         ahead = min(ahead, 2)
     return Config(height, columns, warps, 1, ahead, 1, next_power_of_2(pieces), rest)
@@ -101,7 +96,7 @@ def _row(N: int, work: Work, warps: int, each: int, device: Device) -> Row | Non
 
     A piece is what the fewest lanes load at once, 64 bytes or more: few lanes and warps exchange row sums.
     """
-    lane = _at_once(N, work.x_bytes)
+    lane = at_once(N, work.x_bytes)
     columns = max(4 * lane, 64 // work.x_bytes)
     while columns <= 32 * lane * warps:
         row = _pieces(N, columns, lane, work, each, device)
@@ -115,31 +110,43 @@ def _pieces(N: int, columns: int, lane: int, work: Work, each: int, device: Devi
     """A row in pieces of these columns; None where a thread does not hold them.
 
     That is `each` values of a row, and where 16-bit ones come one at a time a few more.  Of five tiles of whole lanes
-    a piece and a rest more fit, but for rows over several warps on B200: it multiplies pairs of fp32, which must lie
-    in neighbouring registers.
+    a piece and a rest more fit, but for B200: it multiplies pairs of fp32, which must lie in neighbouring registers.
     """
-    if lane * work.x_bytes < 16:
-        pieces = -(-N // columns)
-        return Row(columns, pieces) if pieces * lane <= each + _spare(each, lane, work.x_bytes) else None
     whole, left = divmod(N, columns)
-    several_warps = columns > 32 * lane
+    pieces = whole + (left > 0)
+    two_streams = work.streamed <= 2 * work.x_bytes
+    if lane * work.x_bytes < 16:
+        fits = pieces * lane <= each + _spare(each, lane, work.x_bytes)
+        return _apart(columns, pieces, left, work) if fits else None
+    several_warps, pairs = columns > 32 * lane, device.target in ("sm_100", "sm_103")
     most = max(1, each // lane)
     more = most + (work.x_bytes == 2 and (most + 1) * lane * work.tiles <= 200)
+    if left == 0 and pieces > most and pairs and not several_warps:
+        return Row(columns, pieces) if pieces <= more else None
     if left == 0:
-        return Row(columns, whole) if whole <= more else None
-    two_streams = work.streamed <= 2 * work.x_bytes
+        return _apart(columns, pieces, left, work) if pieces <= more else None
     # A rest of up to half a piece is as many lanes' as a piece: half or a quarter of its values, or 4 bytes, each.
     # It has addresses of its own, for which there are registers where two streams are read.
     rest = max(next_power_of_2(left), columns // lane * max(1, 4 // work.x_bytes))
     if two_streams and 2 * rest <= columns and 2 * whole >= most:
-        fitting = most if several_warps and device.target in ("sm_100", "sm_103") else more
-        return Row(columns, whole, rest) if whole <= fitting else None
-    if whole >= (more if two_streams else most):
+        return Row(columns, whole, rest) if whole <= (most if pairs else more) else None
+    if pieces > (more if two_streams else most):
         return None
     # Where a piece is the last that fits, fewer registers go to masks if it is masked alone.
     if two_streams and most < more and whole == (most if several_warps else most - 1):
         return Row(columns, whole, columns)
-    return Row(columns, whole + 1)
+    return _apart(columns, pieces, left, work)
+
+
+def _apart(columns: int, pieces: int, left: int, work: Work) -> Row:
+    """One piece more than a power of two is a rest: Triton would count on to the next one.
+
+    What is masked gains most; of fp32 else the registers.
+    """
+    one_more = pieces > 2 and pieces - 1 & pieces - 2 == 0
+    if one_more and work.streamed <= 2 * work.x_bytes and (left > 0 or work.x_bytes == 2):
+        return Row(columns, pieces - 1, columns)
+    return Row(columns, pieces)
 
 
 def _power_of_2_up_to(n: int) -> int:

@@ -106,7 +106,8 @@ class RowPlans(Declaration):
         operator = parts.enter, parts.finish, *self._declared, self.grouped, self.centred
         of = self.forward_tunable
         if c.block_n >= key.N:
-            constants, name = (key.N, c.block_m, c.block_n, *operator, of.name), of.name
+            rows = rules.rows_at_once(key.N, self._work(key, (), 0), c, device)
+            constants, name = (key.N, c.block_m, c.block_n, rows, *operator, of.name), of.name
             return Plan(Launch(one_tile, constants, device, c.num_warps, c.num_ctas, of, name), c.block_m, 0)
         name = f"{self.name}_wide_fwd"
         constants = key.N, c.block_n, c.num_stages, *operator, name

@@ -52,7 +52,8 @@ def tune(
         rows: of the problems that are timed.  The configuration is used for any number of rows.
         limit: how many candidates are tried for a key.
         target: with ``offline``, the GPU: a key of ``tritonln.device.TARGETS`` such as ``"sm_90"``.
-        offline: compile for ``target`` and rank by the model instead of running anything.
+        offline: compile for ``target`` and rank by the model instead of timing anything.  A few tiles of each candidate
+            run on an emulated GPU, so that no other thread may launch kernels meanwhile.
         folder: where the tables go, one folder for each device; this user's cache where it is None.
         group: under ``torch.distributed``, the ranks that make this call together; its first rank
             searches, saves, and tells the others.

@@ -26,17 +26,18 @@ LAUNCH = 0.9e-6
 
 
 class Terms(NamedTuple):
-    """Of a launch, in seconds.  The first three overlap, the others do not."""
+    """Of a launch, in seconds.  The first four overlap, the others do not."""
 
     memory: float  # of DRAM
     cache: float  # the last level
+    pipe: float  # the first caches, shared memory being in them
     issue: float  # of instructions, with the barriers and spilled values between them
     tail: float  # the last loads' latency, and tiles that some programs have more than others
     launch: float
 
     @property
     def seconds(self) -> float:
-        return max(self[:3]) + self.tail + self.launch
+        return max(self[:4]) + self.tail + self.launch
 
     @property
     def binds(self) -> str:
@@ -65,12 +66,16 @@ def terms(report: Report, device: Device) -> Terms:
     # Little's law: fewer bytes in flight than bandwidth x latency leave that share of it unused.
     reached = device.bandwidth * min(1.0, busy * report.in_flight / report.needed)
 
+    rate = device.multiprocessors * busy * device.clock
+    pipe = elements * report.pipe / rate
+
     # Spilled bytes are those of all lanes.
-    issue = elements * report.local / (L1 * device.multiprocessors * busy * device.clock)
+    issue = elements * report.local / (L1 * rate)
     if report.instructions_per_element is not None:
-        rate = ISSUED * device.multiprocessors * busy * min(1.0, report.resident * report.num_warps / WARPS)
+        issued = ISSUED * rate * min(1.0, report.resident * report.num_warps / WARPS)
         instructions = report.instructions_per_element * elements * (2 if chunked else 1) / device.warp_size
-        issue += instructions / (rate * device.clock)
+        instructions += report.outside * report.num_warps * report.num_ctas * report.programs
+        issue += instructions / issued
     tiles = math.ceil(report.rows / height) * math.ceil(report.hidden / width)
     waiting = tiles * report.barriers * BARRIER / (min(slots, report.programs) * device.clock)
 
@@ -78,7 +83,8 @@ def terms(report: Report, device: Device) -> Terms:
     tile = height * width / report.num_ctas * report.streamed
     last = max(LATENCY, tile * device.multiprocessors / device.bandwidth) / 2
     everything = moved + read_again
-    return Terms((everything - cached) / reached, everything / (CACHE_SPEED * reached), issue + waiting, last, LAUNCH)
+    memory, cache = (everything - cached) / reached, everything / (CACHE_SPEED * reached)
+    return Terms(memory, cache, pipe, issue + waiting, last, LAUNCH)
 
 
 def seconds(report: Report, device: Device) -> float:

@@ -14,7 +14,7 @@ from tritonln.configurations.config import STEPS, Config
 from tritonln.configurations.lookup import Clock, current_policy, known, measuring, search_by
 from tritonln.configurations.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.configurations.tunable import Key, Tunable
-from tritonln.device import Device
+from tritonln.device import CUDA_TARGETS, Device
 from tritonln.inspect import reports as reports_of
 from tritonln.launch import tensors_in
 from tritonln.launches import launches_of, prepared
@@ -72,6 +72,11 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
             for r in reports:
                 if not r.resident:
                     raise MemoryError(f"no multiprocessor has {r.registers} registers a thread and {r.shared} B")
+            if device.target in CUDA_TARGETS and not tunable.latency_bound:
+                from tritonln.executed import cycles  # which imports numpy
+
+                busy = cycles(tunable, key, config, device, rows)
+                reports = [dataclasses.replace(r, pipe=c / (rows * key.N)) for r, c in zip(reports, busy, strict=True)]
         except Exception as failure:  # whatever the compiler says of a candidate
             trials.append(Trial(config, error=_line(failure)))
             continue
@@ -105,7 +110,8 @@ def measured(
             try:
                 for (M, seed), reference in zip(problems, expected):
                     _verify(tunable, key, _results(tunable, key, config, device, M, seed, where), reference, M)
-                runs = [prepared(tunable, key, config, device, rows, seed, where)[0] for seed in range(copies)]
+                plan = tunable.plan(key, config, device)
+                runs = [prepared(tunable, key, plan, rows, seed, where)[0] for seed in range(copies)]
                 trials.append(Trial(config, clock(config, runs)))
             except Exception as failure:  # out of resources, a compiler's error, wrong results
                 trials.append(Trial(config, error=_line(failure)))
@@ -179,7 +185,7 @@ def _results(
     tunable: Tunable, key: Key, config: Config, device: Device, M: int, seed: int, where: torch.device
 ) -> dict[str, Tensor]:
     """What a configuration computes.  Partial sums are added up, as configurations differ in how many there are."""
-    launch, written = prepared(tunable, key, config, device, M, seed, where)
+    launch, written = prepared(tunable, key, tunable.plan(key, config, device), M, seed, where)
     launch()
     return {name: t.sum(0, dtype=t.dtype) if tunable.per_program(name) else t for name, t in written.items()}
 

@@ -181,32 +181,14 @@ def _neg(c: Compiler, ins: Instruction) -> Run:
 
 @handles("min", "max")
 def _min(c: Compiler, ins: Instruction) -> Run:
-    """Of a number and NaN the number, with .NaN NaN; -0 is less than +0; a NaN that results is the canonical one."""
     low = ins.op[0] == "min"
     if not _floats(ins):
         only(ins)
         kind, width = kind_of(ins)
         return elementwise(c, ins, np.minimum if low else np.maximum, kind, width, 2)
-    with_nan = "NaN" in ins.op
-
-    def extreme(a: Array, b: Array) -> Array:
-        if with_nan:
-            result = np.minimum(a, b) if low else np.maximum(a, b)
-        else:
-            result = np.fmin(a, b) if low else np.fmax(a, b)
-        zeros = (a == 0) & (b == 0)
-        if np.count_nonzero(zeros):
-            negative = np.signbit(a) | np.signbit(b) if low else np.signbit(a) & np.signbit(b)
-            result = np.where(zeros, np.where(negative, -0.0, 0.0).astype(result.dtype), result)
-        nan = result != result
-        if np.count_nonzero(nan):
-            width = 8 * result.dtype.itemsize
-            canonical = {16: 0x7FFF, 32: 0x7FFFFFFF, 64: 0x7FFFFFFFFFFFFFFF}[width]
-            result = np.where(nan, np.array(canonical, U[width]).view(result.dtype), result)
-        return result
-
     # From sm_100 on of three numbers too.
-    return floating(c, ins, lambda a, *more: functools.reduce(extreme, more, a), len(ins.operands) - 1)
+    either = functools.partial(floats.extreme, low=low, with_nan="NaN" in ins.op)
+    return floating(c, ins, lambda a, *more: functools.reduce(either, more, a), len(ins.operands) - 1)
 
 
 def divided(a: Array, b: Array) -> Array:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import numpy as np
 
 from tritonln.emulator.faults import Array, Fault
+from tritonln.emulator.floats import extreme
 from tritonln.emulator.group import Group
 from tritonln.emulator.instructions.compiler import Compiler, Get, Run, handles, only, parts_of, slot_of
 from tritonln.emulator.ptx import Imm, Instruction
@@ -109,13 +113,18 @@ def _elect(c: Compiler, ins: Instruction) -> Run:
 
 @handles("redux")
 def _redux(c: Compiler, ins: Instruction) -> Run:
-    """One number of the integers of all lanes."""
-    only(ins, "sync", "add", "min", "max", "and", "or", "xor")
-    kind = np.int32 if ins.op[-1] == "s32" else np.uint32
-    ufunc: np.ufunc = {
-        "add": np.add, "min": np.minimum, "max": np.maximum,
-        "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-    }[ins.op[2]]  # fmt: skip
+    """One number of those of all lanes: integers, and from sm_100 on the least or the greatest of fp32."""
+    either: Callable[[Array, Array], Array]
+    name, kind = ins.op[2], {"s32": np.int32, "f32": np.float32}.get(ins.op[-1], np.uint32)
+    if kind is np.float32:
+        only(ins, "sync", "min", "max", "abs", "NaN")
+        either = functools.partial(extreme, low=name == "min", with_nan="NaN" in ins.op)
+    else:
+        only(ins, "sync", "add", "min", "max", "and", "or", "xor")
+        either = {
+            "add": np.add, "min": np.minimum, "max": np.maximum,
+            "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
+        }[name]  # fmt: skip
     get, get_m, slot = c.typed(ins.operands[1], "u", 32), c.typed(ins.operands[2], "u", 32), slot_of(ins.operands[0])
 
     def run(g: Group) -> None:
@@ -124,6 +133,8 @@ def _redux(c: Compiler, ins: Instruction) -> Run:
             raise NotImplementedError("redux.sync after lanes have exited")
         x = get(g.R)
         x = np.ascontiguousarray(np.broadcast_to(x, (len(x), 32))).view(kind)
-        g.R[slot] = ufunc.reduce(x, axis=1, keepdims=True, dtype=kind).view(np.uint32)
+        if "abs" in ins.op:
+            x = np.abs(x)
+        g.R[slot] = functools.reduce(either, np.hsplit(x, 32)).view(np.uint32)
 
     return run
