@@ -18,8 +18,6 @@ from tritonln.ops.layer_norm import LAYER_NORM
 TUNABLES = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable, SUMS
 
 TRITONS = ["3.6.0", "3.7.1", "3.8.0", "3.9.0"]
-# For H200, which looks into H100's table too, and of A100's column sums, those of the pinned Triton are all.
-ONLY_PINNED = {("column_sum", "sm_80"), *((tunable.name, "H200") for tunable in TUNABLES)}
 TABLES = [(tunable, target) for target in ("sm_80", "sm_90", "H200") for tunable in TUNABLES]
 
 
@@ -87,7 +85,7 @@ def test_shipped_tables_are_complete_and_of_this_source(
         legal = {*tunable.candidates(expected[name], device)}
         named = [triton for entry in held for triton in entry["triton"]]
         assert len(named) == len({*named}), name
-        assert {*named} >= ({"3.7.1"} if (tunable.name, target) in ONLY_PINNED else {*TRITONS}), name
+        assert {*named} >= {*TRITONS}, name
         for entry in held:
             assert entry_from(entry, legal) is not None, name
             assert entry["config"]["num_ctas"] == 1 or set(entry["triton"]) <= {"3.9.0"}, name

@@ -15,6 +15,7 @@ from tritonln.configurations.lookup import Clock, current_policy, known, measuri
 from tritonln.configurations.table import Entry, path_of, save, user_folder, warn_once
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import CUDA_TARGETS, Device
+from tritonln.inspect import Report
 from tritonln.inspect import reports as reports_of
 from tritonln.launch import tensors_in
 from tritonln.launches import launches_of, prepared
@@ -72,11 +73,7 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
             for r in reports:
                 if not r.resident:
                     raise MemoryError(f"no multiprocessor has {r.registers} registers a thread and {r.shared} B")
-            if device.target in CUDA_TARGETS and not tunable.latency_bound:
-                from tritonln.executed import cycles  # which imports numpy
-
-                busy = cycles(tunable, key, config, device, rows)
-                reports = [dataclasses.replace(r, pipe=c / (rows * key.N)) for r, c in zip(reports, busy, strict=True)]
+            reports = _with_pipe(reports, tunable, key, config, device, rows)
         except Exception as failure:  # whatever the compiler says of a candidate
             trials.append(Trial(config, error=_line(failure)))
             continue
@@ -94,6 +91,21 @@ def modelled(tunable: Tunable, key: Key, device: Device, rows: int, limit: int) 
         trials,
         key=lambda t: (spills.get(t.config, math.inf), t.seconds * (1 if t.config != choice else 1 - MODEL_ERROR)),
     )
+
+
+def _with_pipe(
+    reports: list[Report], tunable: Tunable, key: Key, config: Config, device: Device, rows: int
+) -> list[Report]:
+    """With what launches take of first caches and shared memory, where an emulated GPU can tell."""
+    if device.target not in CUDA_TARGETS or tunable.latency_bound:
+        return reports
+    from tritonln.executed import cycles  # which imports numpy
+
+    try:
+        busy = cycles(tunable, key, config, device, rows)
+    except NotImplementedError:  # an instruction that it does not know
+        return reports
+    return [dataclasses.replace(r, pipe=c / (rows * key.N)) for r, c in zip(reports, busy, strict=True)]
 
 
 def measured(
