@@ -51,7 +51,7 @@ def forward(N: int, work: Work, device: Device) -> Config:
     width = next_power_of_2(N)
     # Values a thread.  Bytes in flight are the same for 32 and 64 (twice the registers, half the
     # threads), and 64 spread the row sums over more values: 12.5 -> 10.7 instructions each on sm_90 at
-    # 4,096.  Up to 1,024 they are of several rows, which share what is loaded of weight and bias.
+    # 4,096.  They are of several rows, which share what is loaded of weight and bias.
     wide = x_bytes <= 2 and width >= 256
     each = (64 if wide else 32) // (1 if x_bytes < 8 else 2)
     each //= next_power_of_2(work.tiles)
@@ -61,8 +61,11 @@ def forward(N: int, work: Work, device: Device) -> Config:
         # 64 columns would only be taller.
         warps = max(1, warps) if each == 64 or width > 256 else 2
         return Config(max(1, warps * 32 * each // max(64, width)), width, warps)
-    if each == 64 and width <= 8192:  # two rows, for the same reason
-        return Config(2, width, 2 * warps)
+    if each == 64 and width <= 8192:
+        # Two rows.  Where all 64 of each are values of the row, registers ask for twice the warps.
+        lane = at_once(N, x_bytes)
+        held = lane * -(-N // (32 * warps * lane))
+        return Config(2, width, warps if held <= 56 else 2 * warps)
     if warps <= (8 if each == 64 else 16):
         return Config(1, width, warps)
     # More leave one program to a multiprocessor, which idles at each barrier.
@@ -78,7 +81,7 @@ def forward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
     """Clusters come last, as whether there are any may have to be tried."""
     yield forward(N, work, device)
     width = next_power_of_2(N)
-    tiles = [(warps, warps * 32 * each) for warps in launchable(device) for each in VALUES]
+    tiles = [(warps, warps * 32 * each) for warps in launchable(device) for each in (*VALUES, 128)]
     for warps, tile in tiles:
         if tile >= width:
             yield Config(max(1, tile // max(64, width)), width, warps)
