@@ -47,18 +47,21 @@ def test_training(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str
     assert sum(m.executed.instructions_per_element for m in backward) <= (36 if len(backward) == 1 else 48)
 
 
-COVERING = (  # every place where a kernel loads what rows have in common
-    *(
-        "layer_norm_fwd",
-        "layer_norm_bwd",
-        "adaptive_layer_norm_bwd",
-        "gated_residual_fwd",
-        "qk_norm_fwd",
-        "qk_norm_bwd",
-    ),
-    *("quantized_layer_norm_fwd", "lstm_step_fwd", "lstm_step_bwd", "gru_step_fwd", "gru_step_bwd"),
-)
+COVERING = [  # every place where a kernel loads what rows have in common
+    "layer_norm_fwd",
+    "layer_norm_bwd",
+    "adaptive_layer_norm_bwd",
+    "gated_residual_fwd",
+    "qk_norm_fwd",
+    "qk_norm_bwd",
+    "quantized_layer_norm_fwd",
+    "lstm_step_fwd",
+    "lstm_step_bwd",
+    "gru_step_fwd",
+    "gru_step_bwd",
+]
 WIDE = "layer_norm_fwd", "layer_norm_bwd", "quantized_layer_norm_fwd"
+STEPWISE = [name for name in registered() if "persistent" not in name and name != "column_sum"]
 
 
 @pytest.mark.parametrize(
@@ -66,14 +69,7 @@ WIDE = "layer_norm_fwd", "layer_norm_bwd", "quantized_layer_norm_fwd"
     [
         *((name, 1001) for name in COVERING),
         *((name, 20_001) for name in WIDE),
-        *thorough(
-            *(
-                (name, N)
-                for name in registered()
-                for N in (65, 1001)
-                if "persistent" not in name and name != "column_sum"
-            )
-        ),
+        *thorough(*((name, N) for name in STEPWISE for N in (65, 1001))),
     ],
 )
 def test_lanes_load_neighbours_of_rows_that_are_not_aligned(name: str, N: int) -> None:
