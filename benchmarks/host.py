@@ -6,7 +6,7 @@
 Every launch runs Python, Triton's dispatch and its C launcher, and ends in a stub library that
 returns at once.  Tensors are CPU-resident and small.  Times are this thread's CPU time, the least of
 short interleaved rounds, which other processes disturb least; eager's includes its arithmetic on the CPU.
-The pass "torch" is what forward and backward take of an autograd Function with the same operands and
+The pass "torch", of --family, is what forward and backward take of an autograd Function with the same operands and
 results that allocates and launches nothing: no operator with these can take less.  Liger-Kernel and
 flash-linear-attention are measured beside where they are installed (`pip install --no-deps
 liger-kernel fla-core einops`).
@@ -102,6 +102,8 @@ def main() -> None:
     everything = {name: calls(*norm, a.rows, a.hidden, DTYPES[a.weight_dtype]) for name, norm in norms.items()}
     counts = {}
     for name, kinds in everything.items():
+        if not a.family:
+            kinds.pop("torch")  # the same for each
         measured[name] = {kind: [] for kind in kinds}
         for f in kinds.values():
             f()  # compiles

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from benchmarks.acceptance import Step, perform, put_aside, steps
 from benchmarks.cases import Case, Shape
 from benchmarks.compare import changes, compare
 from benchmarks.offline import cell, child
+from benchmarks.plots import SHORT
 from benchmarks.results_file import Results, cells, continues, read
 from tests.helpers.cases import thorough
 from tritonln.device import TARGETS
@@ -129,6 +131,12 @@ def test_an_offline_cell(operator: str) -> None:
     forward, both = (cell(Case(shape, "bf16", d), kernels, TARGETS["sm_90"].bandwidth) for d in ("forward", "both"))
     assert both["seconds"] == pytest.approx(forward["seconds"] + backward["seconds"])
     assert set(forward["loads"]) == {"128"}
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="the stub driver needs a C compiler")
+def test_host_times_have_the_passes_that_the_report_shows() -> None:
+    few = "--rounds", "1", "--calls", "1", "--hidden", "64"
+    assert {r["pass"] for r in child("host", "--json", *few)} == {"no_grad", "forward", "both"} <= SHORT.keys()
 
 
 def test_acceptance_goes_on_behind_what_fails_and_keeps_its_time(tmp_path: pathlib.Path) -> None:
