@@ -11,7 +11,7 @@ from tritonln import executed
 from tritonln.configurations.config import STEPS
 from tritonln.configurations.lookup import known
 from tritonln.configurations.tunable import registered
-from tritonln.device import interpreting
+from tritonln.device import interpreting, triton_version
 from tritonln.emulator.driver import emulated_gpu
 from tritonln.launches import prepared
 
@@ -82,7 +82,9 @@ def test_lanes_load_neighbours_of_rows_that_are_not_aligned(name: str, N: int) -
         rows = 4 * config.block_m
         prepared(tunable, key, tunable.plan(key, config, device), rows, 0, torch.device("cpu"))[0]()
         for m in (executed.measured(run, rows, N) for run in gpu.runs):
-            assert m.load_sectors <= 1.5 * m.load_least, m.kernel
+            # Triton 3.6 loads the weights of a backward's program, once, in a layout of their own.
+            once = triton_version() == (3, 6) and "bwd" in m.kernel
+            assert m.load_sectors <= (3 if once else 1.5) * m.load_least, m.kernel
             # What is stored in 8 bits is 32 bytes at any address.
             assert m.store_sectors <= (2 if "quantized" in name else 1.6) * m.store_least, m.kernel
 

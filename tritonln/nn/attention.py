@@ -88,11 +88,10 @@ def attention(module: MultiheadAttention, query: Tensor, memory: Tensor, masks: 
 def _fit(module: MultiheadAttention, query: Tensor, memory: Tensor, masks: Masks) -> bool:
     if query.dim() not in (2, 3) or memory.dim() != query.dim():
         return False
-    *lead, E = query.shape
-    *others, width = memory.shape
-    sequence = module.batch_first if query.dim() == 3 else 0
+    lead, others = list(query.shape[:-1]), list(memory.shape[:-1])
+    sequence = 1 if module.batch_first and query.dim() == 3 else 0
     T, S = lead.pop(sequence), others.pop(sequence)
-    widths = agree((E, width), (module.embed_dim, module.embed_dim))
+    widths = agree((query.shape[-1], memory.shape[-1]), (module.embed_dim, module.embed_dim))
     return widths and agree(lead, others) and masks.fit(tuple(lead), module.num_heads, T, S)
 
 
