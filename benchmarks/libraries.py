@@ -12,7 +12,8 @@ import inspect
 from typing import Any
 
 from benchmarks.operators import Norm
-from benchmarks.providers import EPS, PROVIDERS
+from benchmarks.provider import EPS
+from benchmarks.providers import PROVIDERS
 from tritonln.device import TARGETS, interpreting
 
 MULTIPROCESSORS = TARGETS["sm_90"].multiprocessors

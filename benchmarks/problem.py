@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.operators import Norm
-from benchmarks.providers import EPS
+from benchmarks.provider import EPS
 from tritonln import reference
 from tritonln.tolerance import allowed, error
 

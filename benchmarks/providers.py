@@ -1,4 +1,4 @@
-"""Who is measured.  Each provider is one class: how it is installed, what it supports, how it is called.
+"""Who is measured, one class each.
 
 Nothing is imported before a provider's own `norm` is asked for, so that a missing package costs its
 own row only.
@@ -6,10 +6,8 @@ own row only.
 
 from __future__ import annotations
 
-import abc
 import importlib.util
 import warnings
-from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -18,52 +16,9 @@ from torch import Tensor
 
 from benchmarks.cases import Case
 from benchmarks.operators import NORMS, OPERATORS, Norm
-
-EPS = 1e-5
-
-PROVIDERS: dict[str, Provider] = {}
+from benchmarks.provider import EPS, Provider
 
 
-def register(provider: type[Provider]) -> type[Provider]:
-    PROVIDERS[provider.name] = provider()
-    return provider
-
-
-class Provider(abc.ABC):
-    name: str
-    package = "torch"  # the module that must be importable
-    install = ""  # the command that brings it
-    eps: Any = EPS
-    operators: Collection[str] = NORMS
-    compiles = False  # whether its kernels are Triton's and can be compiled without a GPU
-
-    def missing(self) -> str | None:
-        """Why it cannot be used here, with the command that would help; None where it can."""
-        try:
-            found = importlib.util.find_spec(self.package)
-        except ModuleNotFoundError:  # not even the package around it
-            found = None
-        return None if found else f"not installed: {self.install}"
-
-    def unsupported(self, case: Case) -> str | None:
-        """Why it has no result for this case; None where it has one."""
-        if case.operator.inference and case.direction != "no_grad":
-            return f"{case.shape.operator} is for inference"
-        return None if case.shape.operator in self.operators else f"it has no {case.shape.operator}"
-
-    def parameter_dtype(self, case: Case) -> torch.dtype:
-        return case.torch_dtype
-
-    @abc.abstractmethod
-    def norm(self, operator: str) -> Norm:
-        """Its function of that name."""
-
-    def configuration(self, case: Case) -> dict[str, Any] | None:
-        """What its kernels are launched with, where it can be asked."""
-        return None
-
-
-@register
 class Tritonln(Provider):
     name = "tritonln"
     package = "triton"
@@ -111,7 +66,6 @@ class Tritonln(Provider):
         }
 
 
-@register
 class Eager(Provider):
     """torch's norm, and its elementwise operations around that where the operator has some."""
 
@@ -127,7 +81,6 @@ class Eager(Provider):
         return composition.of(lambda x, w, b: F.rms_norm(x, x.shape[-1:], w, EPS))
 
 
-@register
 class Compile(Provider):
     """torch.compile of eager, anew for each case: a shape must not be measured with another one's kernel."""
 
@@ -142,7 +95,6 @@ class Compile(Provider):
         return torch.compile(PROVIDERS["eager"].norm(operator), fullgraph=True, dynamic=False)
 
 
-@register
 class Cudnn(Provider):
     name = "cudnn"
     package = "cudnn"
@@ -165,7 +117,6 @@ class Cudnn(Provider):
         return lambda x, w, b: norm.rms_norm(x, w, eps=EPS)
 
 
-@register
 class Liger(Provider):
     name = "liger"
     package = "liger_kernel"
@@ -188,7 +139,6 @@ class Liger(Provider):
         return lambda x, w, b: LigerRMSNormFunction.apply(x, w, self.eps, 0.0, "gemma", False)
 
 
-@register
 class Fla(Provider):
     name = "fla"
     package = "fla"
@@ -214,7 +164,6 @@ class Fla(Provider):
         return lambda x, w, b: function(x, w, b, eps=EPS)
 
 
-@register
 class Quack(Provider):
     name = "quack"
     package = "quack"
@@ -239,7 +188,6 @@ class Quack(Provider):
         return lambda x, w, b: rmsnorm.rmsnorm(x, w, eps=EPS)
 
 
-@register
 class FlashAttn(Provider):
     name = "flash_attn"
     package = "flash_attn"
@@ -255,7 +203,6 @@ class FlashAttn(Provider):
         return lambda x, w, b: function(x, w, b, eps=EPS)
 
 
-@register
 class Apex(Provider):
     name = "apex"
     package = "apex.normalization"  # PyPI's `apex` is another project
@@ -272,7 +219,6 @@ class Apex(Provider):
         return lambda x, w, b: fused.fused_rms_norm_affine(x, w, w.shape, EPS)
 
 
-@register
 class TransformerEngine(Provider):
     """Its modules, called on the parameters given: this adds host time, none on the device."""
 
@@ -296,7 +242,6 @@ class TransformerEngine(Provider):
         return call
 
 
-@register
 class Copy(Provider):
     """A device copy that moves the case's least bytes, half of them read: the limit of the memory."""
 
@@ -304,3 +249,9 @@ class Copy(Provider):
 
     def norm(self, operator: str) -> Norm:
         raise TypeError("copy is no norm: what is timed of it is benchmarks.problem.copy_call")
+
+
+PROVIDERS: dict[str, Provider] = {
+    provider.name: provider()
+    for provider in (Tritonln, Eager, Compile, Cudnn, Liger, Fla, Quack, FlashAttn, Apex, TransformerEngine, Copy)
+}

@@ -12,7 +12,8 @@ from benchmarks import timing
 from benchmarks.cases import Case
 from benchmarks.problem import call, check, copy_call, problem
 from benchmarks.progress import progress
-from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.provider import Provider
+from benchmarks.providers import PROVIDERS
 from benchmarks.results_file import Record, Results
 from benchmarks.stats import summary
 

@@ -17,7 +17,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 import tritonln
 from benchmarks import recurrent_nets
 from benchmarks.cases import Case
-from benchmarks.providers import Provider
+from benchmarks.provider import Provider
 from benchmarks.sweep import Bench, measure, refusal
 
 on_stub = pytest.mark.skipif(shutil.which("cc") is None, reason="the stub driver is built with a C compiler")

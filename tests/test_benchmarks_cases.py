@@ -12,7 +12,8 @@ from benchmarks import timing
 from benchmarks.cases import HIDDEN, PASSES, ROWS, Case, Shape, cases, hidden, rows
 from benchmarks.operators import FUSED, OPERATORS
 from benchmarks.problem import GRADIENTS, check, problem
-from benchmarks.providers import EPS, PROVIDERS, Provider
+from benchmarks.provider import EPS, Provider
+from benchmarks.providers import PROVIDERS
 from benchmarks.sweep import Bench, measure
 
 CPU = torch.device("cpu")

@@ -40,7 +40,7 @@ def test_training(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str
     # Weight and bias come from the cache, once for all rows that a thread holds: of wider ones, one.
     wide = (9, 3) if N > 8192 else (5, 3 if dtype == F32 else 2.5)
     times = (3, 2)[parameters == dtype] if N <= 512 else wide[parameters == dtype]
-    assert forward.load_sectors * 32 <= times * forward.rows * N * dtype.itemsize
+    assert forward.executed.loaded_per_element <= times * dtype.itemsize
     # Of a thread.  An H100 issues 40 in the time that DRAM takes to read and write a 16-bit value.
     assert forward.executed.instructions_per_element <= 27
     # Wide rows take two kernels, each of which issues while DRAM reads all once.

@@ -12,7 +12,7 @@ from tritonln.configurations.config import STEPS, Config
 from tritonln.configurations.lookup import known
 from tritonln.configurations.tunable import Key, Tunable, operators
 from tritonln.device import TARGETS, Device, kernels_on
-from tritonln.emulator.counters import Traffic
+from tritonln.emulator.counters import SECTOR, Traffic
 from tritonln.emulator.driver import Run, emulated_gpu
 from tritonln.launches import prepared, training_launches
 
@@ -25,6 +25,7 @@ class Executed:
     instructions_per_element: float  # by threads
     sectors_per_load: float  # of 32 bytes, of one warp's request of global memory
     sectors_per_load_least: float  # that its bytes need
+    loaded_per_element: float  # bytes of all sectors that were loaded, from memory or any cache
     wavefronts: float  # of shared memory, of a program
     wavefronts_least: float  # without bank conflicts
 
@@ -66,6 +67,7 @@ class Measured:
             instructions_per_element=32 * self.instructions / (self.rows * self.hidden),
             sectors_per_load=self.load_sectors / requests,
             sectors_per_load_least=self.load_least / requests,
+            loaded_per_element=SECTOR * self.load_sectors / (self.rows * self.hidden),
             wavefronts=self.wavefronts,
             wavefronts_least=self.wavefronts_least,
         )

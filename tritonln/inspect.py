@@ -192,7 +192,11 @@ def table(reports: list[Report]) -> str:
     head = [
         *("kernel", "N", "tile", "warps", "regs", "spill B", "shared B", "resident", "occup."),
         *("loads", "stores", "barriers", "async", "cluster", "B/elem", "instr/elem", "KiB in flight", "needed"),
-        *(("run: rows", "instr/elem", "sectors/load", "wavefronts") if any(r.executed for r in reports) else ()),
+        *(
+            ("run: rows", "instr/elem", "sectors/load", "loaded B/elem", "wavefronts")
+            if any(r.executed for r in reports)
+            else ()
+        ),
     ]
     lines = [
         [
@@ -230,6 +234,7 @@ def ran(e: Executed | None) -> list[str]:
         str(e.rows),
         f"{e.instructions_per_element:.1f}",
         f"{e.sectors_per_load:.1f} ({e.sectors_per_load_least:.1f})",
+        f"{e.loaded_per_element:.1f}",
         f"{e.wavefronts:.0f} ({e.wavefronts_least:.0f})",
     ]
 

@@ -41,6 +41,7 @@ def backward(N: int, work: Work, device: Device) -> Config:
     if ctas * tile == width:
         moved, held = N * work.streamed // ctas, width * work.streamed // ctas
         return Config(1, width, warps, ctas, stages(moved, held, device), 1)
+    # As many in fp32 of odd N as of others: where a lane reads one value at a time, more pieces meet in a bank.
     return _split(32 // max(1, work.x_bytes // 2), work, device)
 
 
