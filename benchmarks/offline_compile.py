@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import stub
-from tritonln.device import TARGETS, Device
-from tritonln.inspect import LATENCY, Report
+from tritonln.device import LATENCY, TARGETS, Device
+from tritonln.inspect import Report
 
 KEPT = (
     *("kernel", "num_warps", "num_ctas", "programs", "registers", "spills", "shared", "resident"),
@@ -132,7 +132,7 @@ def of_library(name: str, target: str, cases: list[Facts]) -> Iterator[list[Fact
     from tritonln.dtypes import DTYPES
 
     device, norm = TARGETS[target], libraries()[name]
-    needed = round(device.bandwidth * LATENCY / device.multiprocessors)
+    needed = device.needed
     if name == "liger":
         spread_liger()
     if name == "fla":

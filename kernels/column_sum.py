@@ -24,6 +24,17 @@ def column_total(partial_ptr, col0, P, N: tl.constexpr, BLOCK_P: tl.constexpr, B
     return tl.reshape(sum_rows(total, 1), [BLOCK_N])
 
 
+@triton.jit
+def add_up(partials, totals, program, P, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    C: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+    s, col0 = (program // C).to(tl.int64), program % C * BLOCK_N
+    col = col0 + tl.arange(0, BLOCK_N)
+    for i in tl.static_range(len(totals)):
+        if len(totals[i]) > 0:
+            total = column_total(partials[i][0] + s * P * N, col0, P, N, BLOCK_P, BLOCK_N)
+            tl.store(totals[i][0] + s * N + col, total, mask=col < N)
+
+
 @triton.jit(do_not_specialize=["P"])
 def column_sum(
     partials,
@@ -33,10 +44,4 @@ def column_sum(
     BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    C: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-    s, col0 = (tl.program_id(0) // C).to(tl.int64), tl.program_id(0) % C * BLOCK_N
-    col = col0 + tl.arange(0, BLOCK_N)
-    for i in tl.static_range(len(totals)):
-        if len(totals[i]) > 0:
-            total = column_total(partials[i][0] + s * P * N, col0, P, N, BLOCK_P, BLOCK_N)
-            tl.store(totals[i][0] + s * N + col, total, mask=col < N)
+    add_up(partials, totals, tl.program_id(0), P, N, BLOCK_P, BLOCK_N)

@@ -20,8 +20,9 @@ The parts are device functions on tiles of fp32 (fp64) values:
     FINISH_BWD(dy, x_hat, *finishing) -> dx_hat, and a term for each of these
     RESTORE(y, *finishing) -> x_hat           the reverse of FINISH, where all of these are columns; None: x is read
 
-A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Forward, all threads together hold ROWS of its
-rows at once, so that one with values of several rows has the same columns of each.
+A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Forward, a thread loads AT_ONCE neighbouring
+columns at once where rows are aligned, and all threads together hold ROWS of its rows, so that one with values of
+several rows has the same columns of each.
 
 Backward, a row is PIECES pieces of BLOCK_N columns and the tile (PIECES BLOCK_M, BLOCK_N): its row i holds piece
 i // BLOCK_M of row i % BLOCK_M, so that few warps share a row and N need not be near a power of two.  Where there is a
@@ -80,6 +81,7 @@ def one_tile_fwd(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     ENTER: tl.constexpr,
     FINISH: tl.constexpr,
     ENTERING: tl.constexpr,
@@ -93,7 +95,7 @@ def one_tile_fwd(
     """Program i owns rows i BLOCK_M .. (i + 1) BLOCK_M.  All is read once and written once."""
     row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
+    cols = tl.max_contiguous(tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N]), [1, AT_ONCE])
     in_row = cols < N
     inside = in_row & (rows < M - row0)
     batch, chance = batches(row0, rows, M, T, GROUPED), chances(p, y_ptr)

@@ -119,6 +119,8 @@ def quantized_fwd(
     N: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    ROWS: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     FORMAT: tl.constexpr,
     NATIVE: tl.constexpr,
     ENTER: tl.constexpr,
@@ -133,18 +135,18 @@ def quantized_fwd(
     """Of rows that fit one tile: program i owns rows i BLOCK_M .. (i + 1) BLOCK_M.  All is read and written once."""
     row0 = tl.program_id(0).to(tl.int64) * BLOCK_M
     rows = tl.arange(0, BLOCK_M)[:, None]
-    cols = tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N])
+    cols = tl.max_contiguous(tl.broadcast_to(tl.arange(0, BLOCK_N)[None, :], [BLOCK_M, BLOCK_N]), [1, AT_ONCE])
     in_row = cols < N
     inside = in_row & (rows < M - row0)
     batch = batches(row0, rows, M, M, False)
 
-    columns = load_columns(entering, ENTERING, NO_ENTERING, batch, cols, in_row, N)
+    columns = load_columns(entering, ENTERING, NO_ENTERING, batch, cols, in_row, N, ROWS)
     x = entered(load_rows(entering, ENTERING, columns, row0, rows, batch, cols, inside, N, (0, 0)), in_row, ENTER)
     if x_ptr is not None:
         tl.store(pointers(from_row((x_ptr,), row0, N), rows, cols, N), x, mask=inside)
         x = x.to(x_ptr.dtype.element_ty).to(x.dtype)
     x_hat, stats = normalize(x, in_row, N, eps, CENTRED)
-    y = FINISH(x_hat, *load_columns(finishing, FINISHING, NO_FINISHING, batch, cols, in_row, N))
+    y = FINISH(x_hat, *load_columns(finishing, FINISHING, NO_FINISHING, batch, cols, in_row, N, ROWS))
     if exponents_ptr is not None:
         exponents, y = block_scales(tl.where(in_row, y, 0.0), FORMAT)
         store_exponents(exponents_ptr, row0, rows, 0, exponents, M, N)
@@ -185,6 +187,7 @@ def quantized_wide_fwd(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     FORMAT: tl.constexpr,
     NATIVE: tl.constexpr,
     ENTER: tl.constexpr,
@@ -201,7 +204,7 @@ def quantized_wide_fwd(
     """
     row0 = tl.program_id(0).to(tl.int64)
     rows = tl.zeros([1, 1], tl.int32)
-    cols = tl.arange(0, BLOCK_N)[None, :]
+    cols = tl.max_contiguous(tl.arange(0, BLOCK_N)[None, :], [1, AT_ONCE])
     batch = batches(row0, rows, M, M, False)
 
     FULL: tl.constexpr = N - N % BLOCK_N  # values in full chunks

@@ -74,6 +74,7 @@ def wide_fwd(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    AT_ONCE: tl.constexpr,
     ENTER: tl.constexpr,
     FINISH: tl.constexpr,
     ENTERING: tl.constexpr,
@@ -87,7 +88,7 @@ def wide_fwd(
     """Program i owns row i.  What x is made of is read twice (once from L2), all else is read or written once."""
     row0 = tl.program_id(0).to(tl.int64)
     rows = tl.zeros([1, 1], tl.int32)
-    cols = tl.arange(0, BLOCK_N)[None, :]
+    cols = tl.max_contiguous(tl.arange(0, BLOCK_N)[None, :], [1, AT_ONCE])
     batch, chance = batches(row0, rows, M, T, GROUPED), chances(p, y_ptr)
 
     FULL: tl.constexpr = N - N % BLOCK_N  # values in full chunks

@@ -6,17 +6,21 @@ columns, which lie in a tile as they do there.
     sums    (M, CHUNKS, 2)  fp32 (fp64)  of each chunk of a row the sum of dx_hat x_hat and that of dx_hat: dx needs
                             those of the whole row; (M, CHUNKS, 1) only the former unless CENTRED; None: not needed
 
+    partials, totals        those of column_sum.py, which the second kernel adds up; of (S, P, N) and of (S, N)
+
 Statistics are known, so that what `finishing` columns get depends on no other chunk: the first kernel adds it up, and
 writes the sums of chunks.  The second adds up the chunks of each row and writes all that depends on them.  Each reads
 all once; the second walks backward, and so begins with what the last-level cache still has of the first, and its
 stores leave that there (.cs: evicted first, PTX ISA, cache operators).
 
 Program i is of chunk i % CHUNKS and of share i // CHUNKS of the rows, which is what a whole program has in one_tile.py.
+Of the second kernel, `adding` programs come before these: they do what would be a launch of column_sum.
 """
 
 import triton
 import triton.language as tl
 
+from .column_sum import add_up
 from .noise import chances
 from .operands import (
     add_terms,
@@ -140,7 +144,7 @@ def wide_sums_bwd(
     store_sums(d_finishing, FINISHING, sums, share.to(tl.int64), col, N, PIECES)
 
 
-@triton.jit(do_not_specialize=["M", "T"], repr=lambda s: s.constants["NAME"])
+@triton.jit(do_not_specialize=["M", "T", "P", "adding"], repr=lambda s: s.constants["NAME"])
 def wide_dx_bwd(
     upstream,
     entering,
@@ -149,14 +153,20 @@ def wide_dx_bwd(
     d_entering,
     d_finishing,
     sums_ptr,
+    partials,
+    totals,
     M: tl.int64,
     T: tl.int64,
+    P: tl.int64,
+    adding: tl.int64,
     p: tl.float64,
     N: tl.constexpr,
     PIECES: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    ADD_P: tl.constexpr,
+    ADD_N: tl.constexpr,
     ENTER: tl.constexpr,
     ENTER_BWD: tl.constexpr,
     FINISH_BWD: tl.constexpr,
@@ -170,12 +180,21 @@ def wide_dx_bwd(
     CENTRED: tl.constexpr,
     NAME: tl.constexpr,
 ):
-    """The gradients of rows, and the partial sums of entering columns; backward through all, programs and tiles."""
+    """The gradients of rows, and the partial sums of entering columns; backward through all, programs and tiles.
+
+    Before them, of programs, come those that add up the partial sums of the first kernel, where the cache has these.
+    """
+    if len(totals) > 0:
+        adds = tl.program_id(0) < adding
+        if adds:
+            add_up(partials, totals, tl.program_id(0), P, N, ADD_P, ADD_N)
+            return
     dy, dx, x = upstream
     CHUNKS: tl.constexpr = (N + PIECES * BLOCK_N - 1) // (PIECES * BLOCK_N)
     program = tl.num_programs(0) - 1 - tl.program_id(0)
     chunk, share = program % CHUNKS, program // CHUNKS
-    batch, first, step, height, index, P = share_of(share, tl.num_programs(0) // CHUNKS, M, T, BATCHED, GROUPED)
+    shares = (tl.num_programs(0) - adding.to(tl.int32)) // CHUNKS
+    batch, first, step, height, index, count = share_of(share, shares, M, T, BATCHED, GROUPED)
     chance = chances(p, stats_ptr)
     row = tl.arange(0, BLOCK_M)[:, None]
     within = tl.arange(0, PIECES * BLOCK_M)[:, None] % BLOCK_M
@@ -186,9 +205,9 @@ def wide_dx_bwd(
     finish_columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, cols, in_row, N)
     sums = zeros_for(d_entering, ENTERING, tl.zeros(cols.shape, stats_ptr.dtype.element_ty))
 
-    tiles = tl.cdiv(tl.cdiv(height, BLOCK_M) - index, P)
+    tiles = tl.cdiv(tl.cdiv(height, BLOCK_M) - index, count)
     for done in tl.range(0, tiles, num_stages=STAGES):
-        tile = index + (tiles - 1 - done) * P
+        tile = index + (tiles - 1 - done) * count
         row0 = first + tile * BLOCK_M * step
         in_rows = within < height - tile * BLOCK_M
         inside = in_row & in_rows

@@ -125,10 +125,15 @@ def test_programs_follow_the_device_and_not_the_batch() -> None:
 
     forward = LAYER_NORM.forward_plan(1024, (BF16, F32, F32), BF16, None, True, TARGETS["sm_90"])
     dtypes, upstream, needs = (BF16, F32, F32), (BF16, None, None), (True, True, True)
-    backward = LAYER_NORM.backward_plan(1024, upstream, F32, dtypes, needs, TARGETS["sm_90"]).kernels[0]
+    backward, wide = (
+        LAYER_NORM.backward_plan(N, upstream, F32, dtypes, needs, TARGETS["sm_90"]).kernels[0] for N in (1024, 8192)
+    )
     assert forward.count(10**6) * forward.rows_per_program == 10**6
     assert backward.count(10**6) == 132
     assert backward.count(1) == 1
+    # Each leaves partial sums: as few as have six rows, or as many as the busiest, where 96 are left of 132.
+    assert wide.rows_per_program == 1
+    assert [wide.count(M) for M in (1, 60, 100, 400, 600, 793, 10**6)] == [1, 60, 96, 96, 100, 114, 132]
 
 
 # ---- launches ----------------------------------------------------------------------------------

@@ -90,7 +90,7 @@ def test_the_tolerance_catches(kernels: ModuleType, mutant: str, device: torch.d
     w, b = torch.randn(N, device=device), torch.randn(N, device=device)
     parts, skeleton = kernels
     operator = (None, parts.affine, ("M N",), ("N", "N"), (0.0,), (1.0, -0.0), False, True, "layer_norm")
-    arguments = ((x,),), ((w,), (b,)), y, None, None, M, M, 1e-5, 0.0, N, 8, 128, 4, *operator
+    arguments = ((x,),), ((w,), (b,)), y, None, None, M, M, 1e-5, 0.0, N, 8, 128, 4, 4, *operator
     launch = functools.partial(skeleton.one_tile_fwd[(1,)], *arguments)
     if device.type == "cpu" and not interpreting() and mutant.startswith("no mask"):
         with pytest.raises(EmulationError, match="access outside every tensor"):

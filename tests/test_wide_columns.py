@@ -39,12 +39,17 @@ def test_a_row_knows_no_other(dtype: torch.dtype, device: torch.device) -> None:
 
 @pytest.mark.parametrize("name", ["layer_norm", "add_adaptive_rms_norm"])
 def test_launches(name: str) -> None:
-    """At one row as at many; where nothing needs the sums of rows, they are not written and there is no second one."""
+    """At few rows as at many, of which the second adds up partial sums; where nothing needs the sums of rows, they are
+    not written and there is no second one.
+    """
     for target in ("sm_80", "gfx942"):
-        for rows in (8, 1 << 16):
+        for rows in (3, 1 << 16):
             calls = training_launches(name, target, 12_288, BF16, F32, rows)
             assert [c.launch.name for c in calls[1:3]] == [f"{name}_wide_sums_bwd", f"{name}_wide_dx_bwd"]
-            assert all("sum" in c.launch.name for c in calls[3:])
+            assert [c.launch.name for c in calls[3:]] == []
+            *_, partials, totals, _, _, P, adding, _ = calls[2].args
+            assert all(partial.shape[0] % P == 0 for (partial,) in partials)
+            assert (adding > 0) == bool(totals) == (rows > 3)
     dtypes, needs = (BF16, F32, F32), (False, True, True)
     plan = LAYER_NORM.backward_plan(12_288, (BF16, None, None), F32, dtypes, needs, TARGETS["sm_80"]).kernels[2]
     x, w = torch.empty(5, 12_288, dtype=BF16, device="meta"), torch.empty(12_288, device="meta")

@@ -59,7 +59,7 @@ def probe(arch: int) -> None:
     device = of_arch("cuda", arch)
     x = torch.empty(1, 4096, dtype=torch.bfloat16, device="meta")
     operands = ("M N",), ("N", "N"), (0.0,), (1.0, 0.0)
-    constants = (4096, 1, 4096, 1, None, affine, *operands, False, True, "probe")
+    constants = (4096, 1, 4096, 1, 8, None, affine, *operands, False, True, "probe")
     launch = Launch(one_tile_fwd, constants, device, num_warps=4, num_ctas=2)
     call = Recorded(launch, 1, (((x,),), ((), ()), x, None, None, 1, 1, 1e-5, 0.0))
     try:

@@ -11,6 +11,10 @@ import functools
 
 import torch
 
+# A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
+# (2024, arXiv 2402.13499) measured those of A100 and H100.
+LATENCY = 700e-9
+
 
 @dataclasses.dataclass(frozen=True, eq=False)  # compared by identity: a key of every launch
 class Device:
@@ -40,6 +44,11 @@ class Device:
     def target(self) -> str:
         """The architecture as compilers spell it: "sm_90", "gfx942"."""
         return f"sm_{self.arch}" if self.backend == "cuda" else str(self.arch)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that Little's law asks a multiprocessor to have in flight: bandwidth * latency / multiprocessors."""
+        return round(self.bandwidth * LATENCY / self.multiprocessors)
 
     @property
     def most_warps(self) -> int:

@@ -25,10 +25,6 @@ from tritonln.machine_code import read_amdgcn, read_cubin
 if TYPE_CHECKING:
     from tritonln.executed import Executed
 
-# A DRAM round trip under load, in seconds: an assumption.  Unloaded ones are shorter; Luo et al.
-# (2024, arXiv 2402.13499) measured those of A100 and H100.
-LATENCY = 700e-9
-
 
 @dataclasses.dataclass(frozen=True)
 class Report:
@@ -41,7 +37,7 @@ class Report:
     tile: tuple[int, int]  # rows and columns of a program
     num_warps: int  # of each thread block
     num_ctas: int  # thread blocks that share a program: a cluster
-    programs: int  # of the launch on `rows` rows
+    programs: int  # of the launch on `rows` rows, those that walk these
     registers: int
     spills: int
     shared: int
@@ -56,7 +52,7 @@ class Report:
     streamed: int  # of these, those of x and dy, or of a set of partial sums
     instructions_per_element: float | None  # of the row loop, or of all where there is none
     in_flight: int  # bytes a multiprocessor has outstanding
-    needed: int  # bytes that Little's law asks for: bandwidth * latency / multiprocessors
+    needed: int  # of these, by Little's law
     rows: int  # of the launch
     outside: int = 0  # instructions of a warp before and behind the row loop
     local: float = 0.0  # bytes of spilled values that are loaded and stored for an element of the row loop
@@ -141,7 +137,9 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
     read = read_cubin if device.backend == "cuda" else read_amdgcn
     code = read(compiled, device)
     warps, ctas = call.launch.options["num_warps"], call.launch.options["num_ctas"]
-    resident = min(code.resident, -(-call.programs * ctas // device.multiprocessors))
+    # Others, which add up partial sums, are charged for with what is outside the row loop.
+    programs = call.programs - dict(zip(call.launch.kernel.arg_names, call.args)).get("adding", 0)
+    resident = min(code.resident, -(-programs * ctas // device.multiprocessors))
     height = constants.get("BLOCK_M", constants.get("BLOCK_P", 1))
     width = constants.get("PIECES", 1) * constants.get("BLOCK_N", constants.get("BLOCK_H", 1))
     width = min(width + constants.get("REST", 0), hidden)
@@ -157,7 +155,7 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
         tile=(height, width),
         num_warps=warps,
         num_ctas=ctas,
-        programs=call.programs,
+        programs=programs,
         registers=code.registers,
         spills=code.spills,
         shared=compiled.metadata.shared,
@@ -172,7 +170,7 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
         streamed=streamed,
         instructions_per_element=code.instructions * warps * device.warp_size / values if code.instructions else None,
         in_flight=round(resident * prefetched * values * streamed),
-        needed=round(device.bandwidth * LATENCY / device.multiprocessors),
+        needed=device.needed,
         rows=rows,
         outside=code.outside,
         local=code.local * warps * device.warp_size / values,

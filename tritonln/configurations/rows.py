@@ -15,6 +15,7 @@ from tritonln.configurations.config import Config, next_power_of_2
 from tritonln.device import Device
 
 WARPS = (1, 2, 4, 8, 16, 32)
+IN_FLIGHT = 48 * 1024  # bytes of a multiprocessor that a backward kernel is to have, where Little asks for 36 of B200's
 VALUES = (8, 16, 32, 64)  # of a tile that a thread holds: fewer leave too little in flight, more spill
 
 
@@ -40,9 +41,22 @@ def at_once(N: int, x_bytes: int) -> int:
     return min(16 // x_bytes, N & -N)
 
 
-def rows_at_once(N: int, work: Work, c: Config, device: Device) -> int:
+def loaded_at_once(N: int, work: Work, column_bytes: int, c: Config, device: Device) -> int:
+    """Columns that a thread loads at once forward, of aligned rows: 16 bytes of the widest operand, so that lanes read
+    neighbours of all.
+
+    Where 16 bytes of rows leave a row to few lanes, or to one warp of several, it stays with them: with half as many
+    columns each, more lanes or warps would exchange its sums.
+    """
+    lanes = next_power_of_2(N) // at_once(N, work.x_bytes)
+    if lanes < device.warp_size or (lanes == device.warp_size and c.num_warps > 1):
+        return 16 // work.x_bytes
+    return 16 // max(work.x_bytes, column_bytes)
+
+
+def rows_at_once(N: int, at_once: int, c: Config, device: Device) -> int:
     """Rows of a tile that all threads together hold at once."""
-    loaded = c.num_ctas * c.num_warps * device.warp_size * at_once(N, work.x_bytes)
+    loaded = c.num_ctas * c.num_warps * device.warp_size * min(at_once, N & -N)
     return min(c.block_m, max(1, loaded // c.block_n))
 
 
@@ -119,12 +133,17 @@ def spread(device: Device, ctas: int) -> bool:
     return ctas <= LARGEST and largest_cluster(device, ctas) == ctas
 
 
+def fewest_programs(slots: int, device: Device) -> int:
+    """Of so many that reside, how many suffice: twice those that put enough in flight, as none does all the time."""
+    return min(slots, -(-slots * 2 * device.needed // IN_FLIGHT))
+
+
 def stages(moved: int, held: int, device: Device) -> int:
-    """As many tiles ahead as put 48 KiB in flight (Little's law asks for 36 on B200), while they fit.
+    """As many tiles ahead as put IN_FLIGHT bytes in flight, while they fit.
 
     Of the bytes that shared memory holds for a tile, those past the row are not moved.
     """
-    ahead = -(-48 * 1024 // moved)
+    ahead = -(-IN_FLIGHT // moved)
     return 1 + max(1, min(ahead, tiles_that_fit(held, device), 3))  # more only adds barriers
 
 

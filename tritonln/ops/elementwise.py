@@ -14,6 +14,7 @@ from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
 from tritonln.launch import Launch, Plan
 from tritonln.ops.operands import Dtypes
+from tritonln.ops.row_plans import Early
 from tritonln.ops.rows import RowOperator
 
 
@@ -82,7 +83,7 @@ class Elementwise(RowOperator):
         written = tuple(needed and name != self.passed for name, needed in zip(self.operands, needs))
         return super()._backward_key(N, upstream, stats, dtypes, written)
 
-    def _backward(self, key: Key, c: Config, device: Device) -> Plan:
+    def _backward(self, key: Key, c: Config, device: Device, early: Early | None = None) -> Plan:
         chunks, of = -(-key.N // c.block_n), self.backward_tunable
         (kinds, _, absent, _), enter_bwd = self._declared, self.parts().enter_bwd
         tile = chunks, c.block_m, c.block_n, c.num_stages

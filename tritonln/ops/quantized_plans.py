@@ -126,12 +126,16 @@ class QuantizedNorm:
             *(self.norm.parts().finish, (ROWS,) * 2, tuple(o.kind for o in finishing)),
             *(absent, tuple(0.0 if o.absent is None else o.absent for o in finishing), self.norm.centred),
         )
+        widest = max((key.operands[name].itemsize for name in self.norm.finishing if name in key.operands), default=1)
+        at_once = rules.loaded_at_once(key.N, _work(key), widest, c, device)
+        tile: tuple[int, ...]
         if c.block_n >= key.N:
-            name, constants = f"{self.name}_fwd", (key.N, c.block_m, c.block_n, *operator)
+            rows = rules.rows_at_once(key.N, at_once, c, device)
+            kernel, name, tile = one_tile, f"{self.name}_fwd", (c.block_m, c.block_n, rows)
         else:
-            name, constants = f"{self.name}_wide_fwd", (key.N, c.block_n, c.num_stages, *operator)
-        kernel = one_tile if c.block_n >= key.N else wide
-        launch = Launch(kernel, (*constants, name), device, c.num_warps, of=self.forward_tunable, name=name)
+            kernel, name, tile = wide, f"{self.name}_wide_fwd", (c.block_n, c.num_stages)
+        constants = key.N, *tile, at_once, *operator, name
+        launch = Launch(kernel, constants, device, c.num_warps, of=self.forward_tunable, name=name)
         return Plan(launch, c.block_m, 0)
 
     @planned

@@ -23,6 +23,15 @@ from tritonln.ops.operands import BATCHES, COLUMNS, GROUPS, ROWS, SUMMED, Dtypes
 from tritonln.ops.row_declaration import UPSTREAM, Declaration
 from tritonln.ops.wide_columns import WideColumns
 
+SUMS_OF = (COLUMNS,), (BATCHES, GROUPS)  # the kinds of operands whose partial sums one launch adds up
+
+
+class Early(NamedTuple):
+    """The sums of partial sums that are there before the last launch of a gradient kernel."""
+
+    kinds: Sequence[str]
+    plan: Plan
+
 
 class Gradients(NamedTuple):
     """What a backward pass writes, and its launches."""
@@ -104,13 +113,15 @@ class RowPlans(Declaration):
     def _forward(self, key: Key, c: Config, device: Device) -> Plan:
         (one_tile, wide), parts = _forward_kernels(), self.parts()
         operator = parts.enter, parts.finish, *self._declared, self.grouped, self.centred
-        of = self.forward_tunable
+        of, columns = self.forward_tunable, [name for name, o in self.operands.items() if o.kind in SUMMED]
+        widest = max((key.operands[name].itemsize for name in columns if name in key.operands), default=1)
+        at_once = rules.loaded_at_once(key.N, self._work(key, (), 0), widest, c, device)
         if c.block_n >= key.N:
-            rows = rules.rows_at_once(key.N, self._work(key, (), 0), c, device)
-            constants, name = (key.N, c.block_m, c.block_n, rows, *operator, of.name), of.name
+            rows = rules.rows_at_once(key.N, at_once, c, device)
+            constants, name = (key.N, c.block_m, c.block_n, rows, at_once, *operator, of.name), of.name
             return Plan(Launch(one_tile, constants, device, c.num_warps, c.num_ctas, of, name), c.block_m, 0)
         name = f"{self.name}_wide_fwd"
-        constants = key.N, c.block_n, c.num_stages, *operator, name
+        constants = key.N, c.block_n, c.num_stages, at_once, *operator, name
         return Plan(Launch(wide, constants, device, c.num_warps, of=of, name=name), c.block_m, 0)
 
     def _forward_key(self, N: int, dtypes: Dtypes, y: torch.dtype, x: torch.dtype | None, save: bool) -> Key:
@@ -155,7 +166,8 @@ class RowPlans(Declaration):
         held = [name for column in columns for name in (column, f"d{column}_partial") if name in key.operands]
         return self._work(key, UPSTREAM, len(held) + self.held)
 
-    def _backward(self, key: Key, c: Config, device: Device) -> Plan:
+    def _backward(self, key: Key, c: Config, device: Device, early: Early | None = None) -> Plan:
+        """`early`: the sums that the last of two launches may add up too."""
         (one_tile, wide, wide_sums, wide_dx), parts = _backward_kernels(), self.parts()
         tile, of = (c.block_m, c.block_n, c.num_stages), self.backward_tunable
         shared = *self._declared, self.batched, self.grouped, self.centred
@@ -171,13 +183,15 @@ class RowPlans(Declaration):
                 launch_of(one_tile, of.name, c.pieces, c.block_m, c.block_n, c.rest, c.num_stages, *operator),
                 c.block_m,
                 slots // c.num_ctas,
+                rules.fewest_programs(slots // c.num_ctas, device),
             )
         if not c.programs:
             return Plan(launch_of(wide, f"{self.name}_wide_bwd", *tile, *operator), c.block_m, 0)
         sums_of = launch_of(wide_sums, f"{self.name}_wide_sums_bwd", c.pieces, *tile, parts.enter, *operator[2:])
-        dx_of = launch_of(wide_dx, f"{self.name}_wide_dx_bwd", c.pieces, *tile, *operator)
+        adds, of_sums = ((), (None, None)) if early is None else (early.kinds, early.plan.launch.constants[1:])
+        dx_of = launch_of(wide_dx, f"{self.name}_wide_dx_bwd", c.pieces, *tile, *of_sums, *operator)
         kinds = tuple(operand.kind for operand in self.finishing.values())
-        return Plan(WideColumns(sums_of, dx_of, chunks, kinds), c.block_m, max(1, slots // chunks))
+        return Plan(WideColumns(sums_of, dx_of, chunks, kinds, adds), c.block_m, max(1, slots // chunks))
 
     def _upstream(self, dy: torch.dtype | None, x: torch.dtype | None) -> Dtypes:
         """Of a call whose results all have gradients."""
@@ -227,13 +241,21 @@ class RowPlans(Declaration):
         dy, _, x = upstream
         key = self._backward_key(N, self._upstream(dy, x), stats, dtypes, self.all_gradients(dtypes))
         c = config_for(self.backward_tunable, key, device)
-        several, batch, alone = (self._backward(key, c, device) for _ in range(3))
         twin, source = self.twin(dtypes, needs)
         written = tuple(d if needed and i != twin else None for i, (d, needed) in enumerate(zip(dtypes, needs)))
-        sums = []
-        for kinds in ((COLUMNS,), (BATCHES, GROUPS)):
+        E = len(self.entering)
+        of_rows = any(d for d, kind in zip(written, self.kinds) if kind == ROWS)
+        sums: list[Plan | None] = []
+        early: list[Early | None] = []
+        for kinds in SUMS_OF:
             wanted = tuple(dtype for dtype, kind in zip(written, self.kinds) if kind in kinds)
-            sums.append(column_sums_plan(N, stats, wanted, device) if any(wanted) else None)
+            plan = column_sums_plan(N, stats, wanted, device) if any(wanted) else None
+            # The first of two kernels has all partial sums of what finishes; for gradients of rows there is a second.
+            of_entering = any(dtype for dtype, kind in zip(written[:E], self.kinds) if kind in kinds)
+            sums.append(plan)
+            early.append(Early(kinds, plan) if plan is not None and of_rows and not of_entering else None)
+        columns, batches = early
+        several, batch, alone = (self._backward(key, c, device, of) for of in (columns or batches, columns, None))
         return Gradients(written, twin, source, any(written), (several, batch, alone), *sums)
 
     @property

@@ -25,7 +25,8 @@ from tritonln.ops.operands import (
     dtypes_of,
     placed,
 )
-from tritonln.ops.row_plans import RowPlans
+from tritonln.ops.row_plans import SUMS_OF, RowPlans
+from tritonln.ops.wide_columns import WideColumns
 
 
 class Settings(NamedTuple):
@@ -90,6 +91,10 @@ class Sums(NamedTuple):
     which: tuple[int, ...]  # operands
     rows: int  # of partial sums, for each total
 
+    def arguments(self, partials: Tensors, totals: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        """Of those of all operands."""
+        return tuple([partials[i] for i in self.which]), tuple([totals[i] for i in self.which]), self.rows
+
 
 class Backward(NamedTuple):
     """A backward pass on tensors of certain shapes and dtypes, with certain gradients."""
@@ -103,18 +108,19 @@ class Backward(NamedTuple):
     M: int
     T: int  # rows of a batch
     partial: tuple[bool, ...]  # of which operands the kernel writes partial sums
-    sums: tuple[Sums, ...]
+    within: Sums | None  # that the launch does itself
+    sums: tuple[Sums, ...]  # that follow it
 
     def of(self, call: BackwardCall) -> list[Tensor | None]:
         """The gradients of the operands, each None unless needed."""
-        operator, dtypes, twin, source, launch, P, M, T, partial, sums = self
+        operator, dtypes, twin, source, launch, P, M, T, partial, within, sums = self
         dy, dx, x, tensors, _, stats, s, _ = call
         gradients = [
             None if dtype is None else empty_like(dy if t is None else t, dtype) for t, dtype in zip(tensors, dtypes)
         ]
         if launch is not None:
             E, of_rows, targets = len(operator.entering), stats if operator.statistics else None, tuple(gradients)
-            if sums:
+            if sums or within is not None:
                 targets = tuple(
                     [stats.new_empty(P, s.N) if g is not None and p else g for g, p in zip(gradients, partial)]
                 )
@@ -122,10 +128,10 @@ class Backward(NamedTuple):
             for i in operator.unread:
                 read[i] = None
             given = placed((dy, dx, x, *read), operator.read_kinds, s.N)
-            launch(P, given[:3], given[3 : 3 + E], given[3 + E :], of_rows, targets[:E], targets[E:], M, T, s.p)
+            added = () if within is None else (*within.arguments(targets, gradients), within.programs)
+            launch(P, given[:3], given[3 : 3 + E], given[3 + E :], of_rows, targets[:E], targets[E:], M, T, s.p, *added)
             for of in sums:
-                partials, totals = (tuple([side[i] for i in of.which]) for side in (targets, gradients))
-                of.launch(of.programs, partials, totals, of.rows)
+                of.launch(of.programs, *of.arguments(targets, gradients))
         if twin is not None:
             gradients[twin] = dy if source is None else gradients[source]
         return gradients
@@ -202,13 +208,18 @@ class RowOperator(RowPlans):
         P = plans.kernels[0].count(M, batches)
         alone = () if batches < P else SUMMED if P == 1 else (BATCHES, GROUPS)  # whose sums are the gradients
         partial = tuple([kind in SUMMED and kind not in alone for kind in self.kinds])
-        sums = []
-        for kinds, plan, of in (((COLUMNS,), plans.columns, 1), ((BATCHES, GROUPS), plans.batches, batches)):
+        kernel = plans.kernels[0 if not alone else 2 if P == 1 else 1].launch
+        within, sums = None, []
+        for kinds, plan, of in zip(SUMS_OF, (plans.columns, plans.batches), (1, batches)):
             if plan is not None and kinds[0] not in alone:
                 which = tuple([i for i, kind in enumerate(self.kinds) if kind in kinds])
-                sums.append(Sums(plan.launch, of * plan.count(s.N), which, P // of))
-        kernel = plans.kernels[0 if not alone else 2 if P == 1 else 1].launch if plans.writes else None
-        return Backward(self, plans.dtypes, plans.twin, plans.source, kernel, P, M, M // S, partial, tuple(sums))
+                found = Sums(plan.launch, of * plan.count(s.N), which, P // of)
+                if isinstance(kernel, WideColumns) and kernel.adds == kinds:
+                    within = found
+                else:
+                    sums.append(found)
+        launch, sizes = kernel if plans.writes else None, (P, M, M // S)
+        return Backward(self, plans.dtypes, plans.twin, plans.source, launch, *sizes, partial, within, tuple(sums))
 
     def train(
         self, make: Callable[..., Tensor], rows: int, N: int, x: torch.dtype, parameter: torch.dtype, device: Device

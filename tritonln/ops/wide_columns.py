@@ -20,6 +20,7 @@ class WideColumns(NamedTuple):
     dx: Launch
     chunks: int  # of a row
     finishing: Sequence[str]  # the kinds of the finishing operands
+    adds: Sequence[str]  # the kinds of those whose partial sums the second launch adds up too
 
     @property
     def launches(self) -> tuple[Launch, Launch]:
@@ -37,7 +38,12 @@ class WideColumns(NamedTuple):
         M: int,
         T: int,
         p: float,
+        partials: Placed = (),
+        totals: Placed = (),
+        P: int = 0,
+        adding: int = 0,
     ) -> None:
+        """With what that launch would be given, P rows of each partial sum, and its programs, `adding`."""
         dy, _, x = upstream
         columns = tuple([d if kind in SUMMED else None for d, kind in zip(d_finishing, self.finishing)])
         others = tuple([None if kind in SUMMED else d for d, kind in zip(d_finishing, self.finishing)])
@@ -48,4 +54,5 @@ class WideColumns(NamedTuple):
             programs, (dy, None, x), entering if x is None else none, finishing, stats, none, columns, sums, M, T, p
         )
         if second:
-            self.dx(programs, upstream, entering, finishing, stats, d_entering, others, sums, M, T, p)
+            rows = upstream, entering, finishing, stats, d_entering, others, sums
+            self.dx(programs + adding, *rows, partials, totals, M, T, P, adding, p)

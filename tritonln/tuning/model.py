@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from tritonln.device import Device
-from tritonln.inspect import LATENCY, Report
+from tritonln.device import LATENCY, Device
+from tritonln.inspect import Report
 
 ISSUED = 4  # warp instructions a cycle on a multiprocessor: one of each of its four schedulers
 # Warps that keep the schedulers issuing: two for each, as arithmetic takes four cycles and the code of a
