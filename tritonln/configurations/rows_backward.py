@@ -124,16 +124,25 @@ def _pieces(N: int, columns: int, lane: int, work: Work, each: int, device: Devi
     most = max(1, each // lane)
     more = most + (work.x_bytes == 2 and (most + 1) * lane * work.tiles <= 200)
     if left == 0:
-        together = pairs and pieces > most and not several_warps
-        row = Row(columns, pieces) if together else _apart(columns, pieces, left, work)
-        return row if pieces <= more else None
+        if pieces > more:
+            return None
+        if not pairs or pieces <= most:
+            return _apart(columns, pieces, left, work)
+        wide = 512 * lane  # of a piece of so many warps that ptxas would keep two values of narrower ones in memory
+        if columns >= wide // 4:
+            return Row(wide, columns * (pieces - 1) // wide, columns)
+        return _apart(columns, pieces, left, work) if several_warps else Row(columns, pieces)
     # A rest of up to half a piece is as many lanes' as a piece: half or a quarter of its values, or 4 bytes, each.
-    # It has addresses of its own, for which there are registers where two streams are read.
+    # It has addresses of its own, for which there are registers where two streams are read.  For B200's pairs a fourth
+    # piece is no worse, and beside four pieces of half a warp there are none for half a piece.
     rest = max(next_power_of_2(left), columns // lane * max(1, 4 // work.x_bytes))
-    if two_streams and 2 * rest <= columns and 2 * whole >= most:
+    joined = pairs and (pieces == 4 or (whole == most and columns == 16 * lane and 2 * rest == columns))
+    if two_streams and 2 * rest <= columns and 2 * whole >= most and not joined:
         return Row(columns, whole, rest) if whole <= (most if pairs else more) else None
     if pieces > (more if two_streams else most):
         return None
+    if pairs and pieces > most and not several_warps:
+        return Row(columns, pieces)
     # Where a piece is the last that fits, fewer registers go to masks if it is masked alone.
     if two_streams and most < more and whole == (most if several_warps else most - 1):
         return Row(columns, whole, columns)
