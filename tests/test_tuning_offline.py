@@ -118,3 +118,15 @@ def test_shipped_tables_are_what_the_command_makes(tmp_path: pathlib.Path) -> No
     assert {name: entry["config"] for name, entry in made.items()}.items() <= {
         name: entry["config"] for name, entry in shipped.items()
     }.items()
+
+
+@pytest.mark.parametrize("tunable", [LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable], ids=lambda t: t.name)
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_row_length_has_a_configuration(target: str, tunable: Tunable) -> None:
+    """Whose tile holds some of a row, and all of one of up to 8,192 values of 16 bits."""
+    for N in (*range(8, 12_289, 8), *range(1, 12_289, 101)):
+        for dtype in (torch.bfloat16, torch.float32, torch.float64):
+            c = tunable.choice(next(tunable.keys(N, dtype)), TARGETS[target])
+            held = c.block_n * min(c.pieces, max(1, N // c.block_n) if c.rest else c.pieces) + c.rest
+            assert min(c.block_m, c.num_warps) >= 1, N
+            assert held >= N or N > 8192 or dtype != torch.bfloat16, N

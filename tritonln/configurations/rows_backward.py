@@ -128,9 +128,8 @@ def _pieces(N: int, columns: int, lane: int, work: Work, each: int, device: Devi
             return None
         if not pairs or pieces <= most:
             return _apart(columns, pieces, left, work)
-        wide = 512 * lane  # of a piece of so many warps that ptxas would keep two values of narrower ones in memory
-        if columns >= wide // 4:
-            return Row(wide, columns * (pieces - 1) // wide, columns)
+        if columns == 128 * lane and pieces == 5:  # of pieces of four warps, ptxas would keep two values in memory
+            return Row(4 * columns, 1, columns)
         return _apart(columns, pieces, left, work) if several_warps else Row(columns, pieces)
     # A rest of up to half a piece is as many lanes' as a piece: half or a quarter of its values, or 4 bytes, each.
     # It has addresses of its own, for which there are registers where two streams are read.  For B200's pairs a fourth
