@@ -22,9 +22,10 @@ from tritonln.configurations.config import STEPS, Config
 from tritonln.configurations.lookup import known
 from tritonln.configurations.tunable import Key, Tunable, registered
 from tritonln.device import Device, interpreting
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.column_sums import SUMS
 from tritonln.ops.layer_norm import LAYER_NORM
+from tritonln.plan import Plan
 from tritonln.tuning import search
 
 FORWARD, BACKWARD = LAYER_NORM.forward_tunable, LAYER_NORM.backward_tunable

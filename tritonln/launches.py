@@ -12,7 +12,8 @@ from torch import Tensor
 from tritonln.configurations.config import Config
 from tritonln.configurations.tunable import Key, Tunable, operators
 from tritonln.device import TARGETS, Device
-from tritonln.launch import Plan, Recorded, recorded
+from tritonln.launch import Recorded, recorded
+from tritonln.plan import Plan
 
 
 def training_launches(

@@ -16,7 +16,7 @@ from torch import Tensor
 from tritonln.configurations.config import Config
 from tritonln.device import Device
 from tritonln.dtypes import NAMES, bytes_of
-from tritonln.launch import Plan
+from tritonln.plan import Plan
 
 _AXIS = re.compile(r"(\d*)([MNPB]?)(?:/(\d+))?")
 

@@ -12,8 +12,9 @@ from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, planned
 from tritonln.configurations.tunable import Key, Tunable, register
 from tritonln.device import Device
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.contract import arithmetic
+from tritonln.plan import Plan
 
 MOST = 8  # that are summed in one launch
 PARTIALS = tuple(f"partial{i}" for i in range(MOST))

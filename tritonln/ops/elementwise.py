@@ -12,10 +12,11 @@ from tritonln.configurations import elementwise as rules
 from tritonln.configurations.config import Config
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.operands import Dtypes
 from tritonln.ops.row_plans import Early
 from tritonln.ops.rows import RowOperator
+from tritonln.plan import Plan
 
 
 class Chunked(NamedTuple):

@@ -12,10 +12,11 @@ from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, current_policy, planned
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.column_sums import SUMS, column_sums_plan
 from tritonln.ops.contract import arithmetic
 from tritonln.ops.operands import Dtypes
+from tritonln.plan import Plan
 
 Parameters = tuple[Dtypes, Dtypes]  # weights and biases, of q and of k each
 Needs = tuple[bool, ...]  # whether the gradients of q, k, and their weights and biases are wanted

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from tritonln.configurations.tunable import register_operator
 from tritonln.device import Device
-from tritonln.launch import Plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of, empty_like
 from tritonln.ops.operands import Dtypes
 from tritonln.ops.qk_norm_plans import HeadPlans, Needs, Parameters
+from tritonln.plan import Plan
 
 
 class Tensors(NamedTuple):

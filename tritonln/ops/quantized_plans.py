@@ -13,10 +13,11 @@ from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, planned
 from tritonln.configurations.tunable import Key, Tunable, register_operator
 from tritonln.device import Device, interpreting
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.contract import arithmetic, empty_like
 from tritonln.ops.operands import COLUMNS, ROWS, Operand, Tensors, contiguous, dtypes_of, placed
 from tritonln.ops.rows import RowOperator
+from tritonln.plan import Plan
 
 E8M0 = torch.float8_e8m0fnu
 BLOCK = 32  # columns that share a scale, kernels/quantized.py's

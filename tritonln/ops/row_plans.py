@@ -16,12 +16,13 @@ from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, current_policy, planned
 from tritonln.configurations.tunable import Key, Tunable, batches_of
 from tritonln.device import Device
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.column_sums import SUMS, column_sums_plan
 from tritonln.ops.contract import arithmetic
 from tritonln.ops.operands import BATCHES, COLUMNS, GROUPS, ROWS, SUMMED, Dtypes
 from tritonln.ops.row_declaration import UPSTREAM, Declaration
 from tritonln.ops.wide_columns import WideColumns
+from tritonln.plan import Plan
 
 SUMS_OF = (COLUMNS,), (BATCHES, GROUPS)  # the kinds of operands whose partial sums one launch adds up
 

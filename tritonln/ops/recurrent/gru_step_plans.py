@@ -12,9 +12,10 @@ from tritonln.configurations.config import Config
 from tritonln.configurations.lookup import config_for, planned
 from tritonln.configurations.tunable import Key, Tunable, register
 from tritonln.device import Device
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.contract import arithmetic, dtype_of
 from tritonln.ops.recurrent.shared import GRUSteps
+from tritonln.plan import Plan
 
 
 def _kernels() -> tuple[Any, Any]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tritonln.device import Device
-from tritonln.launch import Plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import step_graphs
 from tritonln.ops.recurrent.gru_step_plans import backward_plan_of, forward_plan_of
 from tritonln.ops.recurrent.shared import GRUSteps, order, states
+from tritonln.plan import Plan
 
 
 def forward(

@@ -11,12 +11,12 @@ from torch import Tensor
 from tritonln.configurations.recurrent import Demand
 from tritonln.configurations.tunable import register
 from tritonln.device import Device
-from tritonln.launch import Plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import gru_step_plans as step_plans
 from tritonln.ops.recurrent import gru_steps as stepwise
 from tritonln.ops.recurrent.shared import GRUSteps, direction, states
 from tritonln.ops.recurrent.whole_sequence import WholeSequence, plan, settle
+from tritonln.plan import Plan
 
 # ---- from configurations to launches -------------------------------------------------------------
 

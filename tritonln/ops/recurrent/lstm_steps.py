@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from tritonln.device import Device
-from tritonln.launch import Plan
 from tritonln.ops.column_sums import column_sums_plan
 from tritonln.ops.contract import arithmetic, contiguous, dtype_of
 from tritonln.ops.recurrent import step_graphs
 from tritonln.ops.recurrent.lstm_step_plans import backward_plan_of, forward_plan_of
 from tritonln.ops.recurrent.shared import LSTMSteps, order, running, states
+from tritonln.plan import Plan
 
 
 def forward(

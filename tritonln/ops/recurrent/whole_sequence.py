@@ -15,8 +15,9 @@ from tritonln.configurations.lookup import config_for, current_policy, planned
 from tritonln.configurations.recurrent import LENGTH, Demand
 from tritonln.configurations.tunable import Key, Tunable
 from tritonln.device import Device
-from tritonln.launch import Launch, Plan
+from tritonln.launch import Launch
 from tritonln.ops.recurrent.shared import direction
+from tritonln.plan import Plan
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
