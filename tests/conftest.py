@@ -1,3 +1,4 @@
+import gc
 import os
 import pathlib
 import sys
@@ -21,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "thorough: more of what others hold too; `make test` leaves it out")
     config.addinivalue_line("markers", "kernels: runs kernels in this process; set for what asks for a device")
     torch.set_num_threads(1)  # the workers of xdist share the cores
+    # Emulated kernels are a million objects that stay; to look for garbage among them took half of the time.
+    gc.set_threshold(200_000, 20, 100)
     # Some images allow TF32 in all products, which is ten bits; child processes inherit this.
     os.environ.pop("TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", None)
     torch.set_float32_matmul_precision("highest")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import pathlib
 import struct
@@ -218,12 +219,25 @@ class EmulatedGPU(DriverBase):  # type: ignore[misc]
         if found is None:
             # Kept under the name of the kernel's function, which need not be that of the kernel.
             (path,) = pathlib.Path(get_cache_manager(metadata.hash).cache_dir).glob("*.ptx")
-            kernel = parse(path.read_text())
-            found = Machine(kernel, metadata.shared, approximate=self.approximate, **self.options)
+            with _no_collection():
+                kernel = parse(path.read_text())
+                found = Machine(kernel, metadata.shared, approximate=self.approximate, **self.options)
         self.machines[metadata.hash] = found
         if len(self.machines) > KEPT:
             del self.machines[next(iter(self.machines))]
         return found
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """A kernel is read into thousands of objects that stay: the collector of garbage would walk over them each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _without_machine_code(*stage: Any) -> tuple[str, str] | None:

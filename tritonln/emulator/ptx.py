@@ -7,6 +7,7 @@ Functions (.func), .global and .const variables, debug sections and static share
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 import struct
 from collections.abc import Iterator
@@ -120,7 +121,8 @@ class _Body:
     def __init__(self, text: str, files: dict[int, str]):
         self.text, self.files = text, files
         self.registers: list[Reg] = []
-        self.scopes: list[dict[str, Reg]] = [{}]
+        self.names: dict[str, Reg] = {}
+        self.hidden: list[dict[str, Reg | None]] = [{}]  # of each scope, what its names meant outside of it
         self.instructions: list[Instruction] = []
         self.labels: dict[str, int] = {}
         self.where = "?"
@@ -130,10 +132,10 @@ class _Body:
     ) -> Kernel:
         for statement in self.statements():
             if statement == "{":
-                self.scopes.append({})
+                self.hidden.append({})
             elif statement == "}":
-                self.scopes.pop()
-                if not self.scopes:
+                self.leave(self.hidden.pop())
+                if not self.hidden:
                     break
             elif statement.endswith(":"):
                 self.labels[statement[:-1]] = len(self.instructions)
@@ -178,37 +180,41 @@ class _Body:
     def declare(self, name: str, width: int) -> None:
         reg = Reg(name, width, len(self.registers))
         self.registers.append(reg)
-        self.scopes[-1][name] = reg
+        self.hidden[-1].setdefault(name, self.names.get(name))
+        self.names[name] = reg
+
+    def leave(self, hidden: dict[str, Reg | None]) -> None:
+        for name, before in hidden.items():
+            if before is None:
+                del self.names[name]
+            else:
+                self.names[name] = before
 
     def instruction(self, text: str) -> None:
         rest, guard, negated = text, None, False
         if text.startswith("@"):
             word, rest = text[1:].split(None, 1)
             negated = word.startswith("!")
-            guard = self.lookup(word.lstrip("!"))
+            guard = self.names.get(word.lstrip("!"))
         opcode, _, tail = rest.partition(" ")
-        op = tuple(part for part in re.split(r"\.|::", opcode))
-        operands = tuple(self.operand(o) for o in _split(tail))
+        op, operands = _words(opcode), tuple([self.operand(o) for o in _split(tail)])
         self.instructions.append(Instruction(len(self.instructions), text, op, operands, guard, negated, self.where))
-
-    def lookup(self, name: str) -> Reg | None:
-        return next((scope[name] for scope in reversed(self.scopes) if name in scope), None)
 
     def operand(self, text: str) -> Operand:
         text = text.strip()
+        if reg := self.names.get(text):
+            return reg
         if text == "_":
             return None
         if text.startswith("{"):
-            return Vector(tuple(self.operand(o) for o in _split(text[1:-1])))
+            return Vector(tuple([self.operand(o) for o in _split(text[1:-1])]))
         if text.startswith("["):
             inner = text[1:-1].strip()
             base, _, offset = inner.partition("+")
             return Address(self.operand(base), int(offset, 0) if offset else 0)
         if "|" in text:
-            return Vector(tuple(self.operand(o) for o in text.split("|")))
-        if reg := self.lookup(text):
-            return reg
-        if text.startswith("!") and (reg := self.lookup(text[1:])):
+            return Vector(tuple([self.operand(o) for o in text.split("|")]))
+        if text.startswith("!") and (reg := self.names.get(text[1:])):
             return Not(reg)
         if text.startswith("%"):
             return Special(text[1:])
@@ -223,8 +229,15 @@ class _Body:
         return Symbol(text)
 
 
+@functools.cache
+def _words(opcode: str) -> tuple[str, ...]:
+    return tuple(re.split(r"\.|::", opcode))
+
+
 def _split(text: str) -> list[str]:
     """By commas outside brackets and braces."""
+    if "{" not in text and "(" not in text:  # an address has no comma of its own
+        return text.split(",") if text.strip() else []
     parts, depth, start = [], 0, 0
     for i, char in enumerate(text):
         depth += (char in "{[(") - (char in "}])")
