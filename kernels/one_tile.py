@@ -50,6 +50,7 @@ from .operands import (
     share_of,
     store_rows,
     store_sums,
+    touch_rows,
     zeros_for,
 )
 from .row import (
@@ -171,6 +172,7 @@ def one_tile_bwd(
     BLOCK_N: tl.constexpr,
     REST: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     ENTER: tl.constexpr,
     ENTER_BWD: tl.constexpr,
     FINISH_BWD: tl.constexpr,
@@ -188,7 +190,8 @@ def one_tile_bwd(
     left out unless CENTRED.
 
     Program i of the P that share M rows, or BATCHED the T rows of a batch or a group, owns their tiles i, i + P, ...:
-    all is read once, STAGES - 1 tiles ahead of use; sums stay in registers until the program writes its row of them.
+    all is read once, STAGES - 1 tiles ahead of use, or brought to L2 AHEAD tiles before it; sums stay in registers
+    until the program writes its row of them.
     """
     dy, dx, x = upstream
     batch, first, step, height, index, P = share_of(tl.program_id(0), tl.num_programs(0), M, T, BATCHED, GROUPED)
@@ -250,6 +253,12 @@ def one_tile_bwd(
                 normalize_bwd(dx_rest, x_rest, of_row, rstd, N), dx, values_rest, enter_rests, terms_rest, d_entering,
                 d_finishing, row0, row * step, rest, inside_rest, N, ENTER_BWD, ENTERING, FINISHING,
             )  # fmt: skip
+        if AHEAD:
+            later = start_m + AHEAD * P * BLOCK_M
+            in_later = row < height - later
+            touch_rows(upstream, ("M N", "M N", "M N"), first + later * step, row * step, in_later, N)
+            touch_rows(entering, ENTERING, first + later * step, row * step, in_later, N)
+            touch_rows(finishing, FINISHING, first + later * step, row * step, in_later, N)
 
     program = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, PIECES)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

@@ -132,6 +132,25 @@ def load_rows(
 
 
 @triton.jit
+def touch(operand, row0, rows, in_rows, N):
+    """Brings rows that are read later to L2, by loading one value of each of their sectors, which have 32 bytes.
+
+    Nothing uses these values, so nothing waits for them; a load that is volatile is kept all the same.
+    """
+    EACH: tl.constexpr = 256 // operand[0].dtype.element_ty.primitive_bitwidth
+    cols = EACH * tl.arange(0, triton.next_power_of_2((N + EACH - 1) // EACH))[None, :]
+    at = pointers(from_row(operand, row0, N), rows, cols, N)
+    tl.load(at, mask=in_rows & (cols < N), volatile=True)
+
+
+@triton.jit
+def touch_rows(operands, KINDS: tl.constexpr, row0, rows, in_rows, N):
+    for i in tl.static_range(len(operands)):
+        if len(operands[i]) > 0 and KINDS[i] == "M N":
+            touch(operands[i], row0, rows, in_rows, N)
+
+
+@triton.jit
 def entered(values, in_row, ENTER: tl.constexpr):
     """x, zero outside the row."""
     if ENTER is None:

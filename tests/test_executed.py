@@ -89,6 +89,23 @@ def test_lanes_load_neighbours_of_rows_that_are_not_aligned(name: str, N: int) -
             assert m.store_sectors <= (2 if "quantized" in name else 1.6) * m.store_least, m.kernel
 
 
+@pytest.mark.parametrize(("N", "dtype"), [(1001, BF16), *thorough((5001, BF16), (333, F32))], ids=str)
+def test_of_rows_that_are_not_copied_each_sector_is_asked_for_ahead(N: int, dtype: torch.dtype) -> None:
+    """On a GPU of two multiprocessors, whose programs take seven tiles each."""
+    tunable = registered()["layer_norm_bwd"]
+    key = next(tunable.keys(N, dtype))
+    with emulated_gpu(TARGET, check=False) as gpu:
+        device = dataclasses.replace(executed.emulated_device(), multiprocessors=2)
+        config = tunable.choice(key, device)
+        rows = 13 * config.block_m + 1
+        for stages in (config.num_stages, 1):
+            plan = tunable.plan(key, dataclasses.replace(config, num_stages=stages), device)
+            prepared(tunable, key, plan, rows, 0, torch.device("cpu"))[0]()
+        ahead, never = (executed.measured(run, rows, N) for run in gpu.runs)
+    later = rows - 2 * (config.num_stages - 1) * config.block_m  # than the first tiles, which nothing can be ahead of
+    assert ahead.load_sectors - never.load_sectors == 2 * later * -(-N * dtype.itemsize // 32)
+
+
 @pytest.mark.parametrize(("kernel", "N"), [("layer_norm_bwd", 1024), ("layer_norm_bwd", 16384), ("column_sum", 1024)])
 def test_cycles_of_many_rows_are_told_from_few(kernel: str, N: int) -> None:
     """On a GPU of four multiprocessors, whose programs take nine tiles each or more."""

@@ -70,12 +70,14 @@ def test_wide_rows_are_spread_over_clusters_where_triton_can() -> None:
 
 
 def test_bytes_in_flight_and_instructions() -> None:
-    for r in inspect("sm_90", "256,1024,2048,8192", "--weight-dtype", "bf16"):
-        if r["kernel"] != "column_sum":
+    # 2,501 and 5,001 values are not aligned: of such rows, tiles ahead are brought to L2.
+    for r in inspect("sm_90", "256,1004,1024,2048,2501,5001,8192", "--weight-dtype", "bf16"):
+        if r["kernel"] == "layer_norm_bwd" or (r["kernel"] == "layer_norm_fwd" and r["hidden"] % 256 == 0):
             assert r["in_flight"] >= 32 * 1024
         if r["hidden"] >= 1024 and r["kernel"] != "column_sum":
             # Backward at 1,024: 21.5 with Triton 3.7, 22.2 with 3.9.
-            assert r["instructions_per_element"] <= (16 if r["kernel"] == "layer_norm_fwd" else 22.5)
+            most = 16 if r["kernel"] == "layer_norm_fwd" else 22.5
+            assert r["instructions_per_element"] <= most + (4 if r["hidden"] % 2 else 0)
 
 
 def test_table_names_every_kernel() -> None:

@@ -146,7 +146,7 @@ def report(call: Recorded, device: Device, hidden: int, rows: int | None = None)
     values = height * width / ctas  # of one thread block
     tensors = [t for t in tensors_in(call.args) if t is not None]
     streamed = call.launch.of.streamed(call.args)
-    prefetched = max(1, constants.get("STAGES", 1) - 1) if code.async_copies else 1
+    prefetched = max(1, constants.get("AHEAD", 0), constants.get("STAGES", 1) - 1 if code.async_copies else 0)
     return Report(
         kernel=compiled.metadata.name,
         target=device.target,

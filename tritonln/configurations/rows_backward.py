@@ -12,8 +12,20 @@ from typing import NamedTuple
 
 from tritonln.clusters import largest_cluster
 from tritonln.configurations.config import Config, next_power_of_2
-from tritonln.configurations.rows import VALUES, Work, aligned, at_once, launchable, spread, stages, tiles_that_fit
+from tritonln.configurations.rows import (
+    IN_FLIGHT,
+    VALUES,
+    Work,
+    aligned,
+    at_once,
+    launchable,
+    spread,
+    stages,
+    tiles_that_fit,
+)
 from tritonln.device import Device
+
+ENOUGH = 32 * 1024  # bytes in flight of a multiprocessor where more would cost registers
 
 
 class Row(NamedTuple):
@@ -50,7 +62,7 @@ def _most_held(N: int, x_bytes: int) -> int:
 
     fp32 loses some to the copies from shared memory, an fp64 value takes two registers.
     """
-    return (32 if x_bytes <= 2 or _one_at_a_time(N, x_bytes) else 16) // (1 if x_bytes < 8 else 2)
+    return (32 if x_bytes <= 2 or touched(N, x_bytes) else 16) // (1 if x_bytes < 8 else 2)
 
 
 def _warps(N: int, each: int, work: Work) -> int:
@@ -63,8 +75,9 @@ def _warps(N: int, each: int, work: Work) -> int:
     return 16 if width > 256 * each and fits else 8
 
 
-def _one_at_a_time(N: int, x_bytes: int) -> bool:
-    """They go to registers then, all at once, as 16 bits cannot be copied ahead."""
+def touched(N: int, x_bytes: int) -> bool:
+    """Whether tiles ahead are brought to L2, not copied: values that come one at a time go to registers, all at once,
+    as 16 bits cannot be copied to shared memory."""
     return x_bytes < 8 and at_once(N, x_bytes) == 1
 
 
@@ -84,11 +97,11 @@ def _whole_rows(N: int, row: Row, work: Work, warps: int, each: int, device: Dev
     height = _power_of_2_up_to(room // max(64, values))
     height = max(height, threads * lane // columns)  # each thread loads at least once
     moved, held = height * N * work.streamed, height * row.padded * work.streamed
-    ahead = 1 if _one_at_a_time(N, work.x_bytes) else stages(moved, held, device)
-    # Where registers are scarce, one tile ahead: its place in shared memory is always the same.
+    ahead = 1 + min(3, -(-IN_FLIGHT // moved)) if touched(N, work.x_bytes) else stages(moved, held, device)
+    # Where registers are scarce, one tile ahead if that is enough: its place in shared memory is always the same.
     scarce = each * (7 / 8 if lane * work.x_bytes < 16 else 9 / 8 if columns <= 32 * lane else 1)
-    if height * values > scarce * threads:
-        ahead = min(ahead, 2)
+    if height * values > scarce * threads and not touched(N, work.x_bytes):
+        ahead = min(ahead, 1 + -(-ENOUGH // moved))
     return Config(height, columns, warps, 1, ahead, 1, next_power_of_2(pieces), rest)
 
 

@@ -180,8 +180,10 @@ class RowPlans(Declaration):
 
         chunks = -(-key.N // (c.pieces * c.block_n + c.rest))
         if chunks == 1:
+            touched = backward_rules.touched(key.N, self._backward_work(key).x_bytes)
+            ahead = (1, c.num_stages - 1) if touched else (c.num_stages, 0)
             return Plan(
-                launch_of(one_tile, of.name, c.pieces, c.block_m, c.block_n, c.rest, c.num_stages, *operator),
+                launch_of(one_tile, of.name, c.pieces, c.block_m, c.block_n, c.rest, *ahead, *operator),
                 c.block_m,
                 slots // c.num_ctas,
                 rules.fewest_programs(slots // c.num_ctas, device),
