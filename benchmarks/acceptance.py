@@ -125,9 +125,12 @@ def _run(step: Step, log: pathlib.Path, seconds: float) -> str:
     tables = str(log.parent / "autotune_cache")
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TRITONLN_CACHE_DIR": tables}
     with log.open("a") as file:
+        # What a shell starts in the background ignores interrupts, and so would its children.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(
             [sys.executable, *step.command], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT, env=environment
         )
+        signal.signal(signal.SIGINT, before)
         try:
             code = process.wait(seconds)
         except subprocess.TimeoutExpired:
