@@ -76,8 +76,8 @@ def test_bytes_in_flight_and_instructions() -> None:
             assert r["in_flight"] >= 32 * 1024
         if r["hidden"] >= 1024 and r["kernel"] != "column_sum":
             # Backward at 1,024: 21.5 with Triton 3.7, 22.2 with 3.9.
-            most = 16 if r["kernel"] == "layer_norm_fwd" else 22.5
-            assert r["instructions_per_element"] <= most + (4 if r["hidden"] % 2 else 0)
+            aligned, not_aligned = (16, 23) if r["kernel"] == "layer_norm_fwd" else (22.5, 26)
+            assert r["instructions_per_element"] <= (not_aligned if r["hidden"] % 2 else aligned)
 
 
 def test_table_names_every_kernel() -> None:
