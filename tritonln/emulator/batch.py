@@ -92,7 +92,7 @@ class Batch:
 
     def step(self, g: Group) -> None:
         """Goes on with a group until it ends or waits, or others come first."""
-        code, diverged, executed = self.machine.blocks, self.machine.diverged_blocks, self.counters.executed
+        code, executed = self.machine.blocks, self.counters.executed
         for _ in range(LOOK):
             g.pc = pc = start = g.meet(g.pc) if g.parted else g.pc
             outcome: int | None = None
@@ -103,7 +103,7 @@ class Batch:
                         outcome = function(g)
                 else:
                     executed[start] += np.count_nonzero(g.active.any(1))
-                    for pc, function in diverged[start]:  # noqa: B007
+                    for pc, function in self.machine.diverged_blocks[start]:  # noqa: B007
                         outcome = function(g)
             except Fault as fault:
                 raise EmulationError(self.report(g, pc, fault.what, fault.mask)) from fault

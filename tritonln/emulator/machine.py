@@ -17,7 +17,7 @@ from tritonln.emulator.counters import Counters
 from tritonln.emulator.faults import EmulationError
 from tritonln.emulator.floats import Approximation
 from tritonln.emulator.flow import blocks, communicates, live_registers, post_dominators
-from tritonln.emulator.instructions import TYPES, Compiler
+from tritonln.emulator.instructions import TYPES, Compiler, Run
 from tritonln.emulator.memory import GlobalMemory
 from tritonln.emulator.ptx import Instruction, Kernel
 
@@ -51,7 +51,7 @@ class Machine:
         after = blocks(kernel)
         starts = {0, *after} - {len(after)}
         self.blocks = {pc: [(i, compiled[i][0]) for i in range(pc, after[pc])] for pc in starts}
-        self.diverged_blocks = {pc: [(i, compiled[i][1]) for i in range(pc, after[pc])] for pc in starts}
+        self._diverged = [diverged for _, diverged in compiled]
         self.after = after
         self.shared_granule = min([4, *(_bytes(i) for i in kernel.instructions if _accesses(i, "shared"))])
         self.global_granule = min([16, *(_bytes(i) for i in kernel.instructions if _accesses(i, "global"))])
@@ -81,6 +81,11 @@ class Machine:
         for start in self.blocks:  # a batch counts blocks
             counters.executed[start : self.after[start]] = counters.executed[start]
         return counters
+
+    @functools.cached_property
+    def diverged_blocks(self) -> dict[int, list[tuple[int, Run]]]:
+        """Of many kernels none is ever needed."""
+        return {pc: [(i, self._diverged[i]()) for i, _ in block] for pc, block in self.blocks.items()}
 
     def meeting(self, pc: int) -> int:
         """Where all ways from a branch lead."""

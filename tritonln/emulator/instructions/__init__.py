@@ -4,7 +4,7 @@ Not there: wgmma, tcgen05, mbarrier, cp.async.bulk and other TMA, textures, loca
 3.6 to 3.9 emit none of them for kernels of loads, stores, reductions, tl.dot on mma.sync, atomics and clusters.
 """
 
-from tritonln.emulator.instructions.compiler import TYPES, Compiler
+from tritonln.emulator.instructions.compiler import TYPES, Compiler, Run
 
 from . import (  # noqa: F401 -- each registers what it handles
     arithmetic,
@@ -20,4 +20,4 @@ from . import (  # noqa: F401 -- each registers what it handles
     special,
 )
 
-__all__ = ["TYPES", "Compiler"]
+__all__ = ["TYPES", "Compiler", "Run"]

@@ -103,21 +103,20 @@ class Compiler:
         step = U[width](offset % (1 << width))
         return lambda R: R[slot] + step
 
-    def compile(self, ins: Instruction) -> tuple[Run, Run]:
-        """Two functions: for groups all of whose lanes are active, and for those where a branch has parted lanes."""
+    def compile(self, ins: Instruction) -> tuple[Run, Callable[[], Run]]:
+        """For groups all of whose lanes are active; and what makes it for those where a branch has parted lanes."""
         name = ins.op[0]
         if name in _MASKED:
             both = _with_mask(_MASKED[name](self, ins), ins)
-            return both, both
+            return both, lambda: both
         if name not in _HANDLERS:
             raise NotImplementedError(f"{ins} of {self.kernel.name}")
         function = _HANDLERS[name](self, ins)
-        diverged = _together(function, ins) if name in TOGETHER else _merged(function, ins, _active(ins))
         if ins.guard is None:
-            return function, diverged
+            return function, lambda: _parted(function, ins)
         if name in TOGETHER:
             raise NotImplementedError(f"{name} under a guard: {ins}")
-        return _merged(function, ins, _guard(ins)), diverged
+        return _merged(function, ins, _guard(ins)), lambda: _parted(function, ins)
 
 
 # ---- masks --------------------------------------------------------------------------------------
@@ -153,6 +152,10 @@ def _with_mask(function: MaskedRun, ins: Instruction) -> Run:
         return function(g, mask) if executing else None
 
     return run
+
+
+def _parted(function: Run, ins: Instruction) -> Run:
+    return _together(function, ins) if ins.op[0] in TOGETHER else _merged(function, ins, _active(ins))
 
 
 def _together(function: Run, ins: Instruction) -> Run:
