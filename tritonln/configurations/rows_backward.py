@@ -97,7 +97,7 @@ def _whole_rows(N: int, row: Row, work: Work, warps: int, each: int, device: Dev
     height = _power_of_2_up_to(room // max(64, values))
     height = max(height, threads * lane // columns)  # each thread loads at least once
     moved, held = height * N * work.streamed, height * row.padded * work.streamed
-    ahead = 1 + min(3, -(-IN_FLIGHT // moved)) if touched(N, work.x_bytes) else stages(moved, held, device)
+    ahead = 1 + min(6, -(-IN_FLIGHT // moved)) if touched(N, work.x_bytes) else stages(moved, held, device)
     # Where registers are scarce, one tile ahead if that is enough: its place in shared memory is always the same.
     scarce = each * (7 / 8 if lane * work.x_bytes < 16 else 9 / 8 if columns <= 32 * lane else 1)
     if height * values > scarce * threads and not touched(N, work.x_bytes):
