@@ -76,15 +76,15 @@ def test_prefetched_tiles_fit_shared_memory() -> None:
     """All of a tile, what lies past the row too, 64 values for a row of 33; the blocks of a cluster share it."""
     for device, x, N in itertools.product(TARGETS.values(), (2, 4, 8), [*range(1, 300), 1000, 1032, 3080, 5120, 8192]):
         c = rows_backward.backward(N, Work(x, 2 * x, 5), device)
-        ahead = (c.num_stages - 1) * c.block_m * (c.block_n * c.pieces + c.rest) * 2 * x // c.num_ctas
         if rows_backward.touched(N, x):  # tiles ahead are in the cache
             continue
+        ahead = (c.num_stages - 1) * c.block_m * (c.block_n * c.pieces + c.rest) * 2 * x // c.num_ctas
         assert c.num_stages <= 2 or ahead <= device.shared_memory * 3 // 4, (device.name, x, N, c)
 
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_enough_is_in_flight_whatever_the_row_length(target: str) -> None:
-    """Backward, of rows that are aligned and rows that are not, as long as a program has bytes enough to ask for."""
+    """Backward, of rows that are aligned and rows that are not."""
     device = TARGETS[target]
     for x, N in itertools.product((2, 4, 8), [*range(256, 2100), *range(2100, 20_000, 13)]):
         c = rows_backward.backward(N, Work(x, 2 * x, 5), device)

@@ -76,8 +76,10 @@ def _warps(N: int, each: int, work: Work) -> int:
 
 
 def touched(N: int, x_bytes: int) -> bool:
-    """Whether tiles ahead are brought to L2, not copied: values that come one at a time go to registers, all at once,
-    as 16 bits cannot be copied to shared memory."""
+    """Whether tiles ahead are brought to L2 and not copied to shared memory, as 16 bits cannot be.
+
+    Of a tile, values that come one at a time then go to registers all at once.
+    """
     return x_bytes < 8 and at_once(N, x_bytes) == 1
 
 
@@ -97,11 +99,14 @@ def _whole_rows(N: int, row: Row, work: Work, warps: int, each: int, device: Dev
     height = _power_of_2_up_to(room // max(64, values))
     height = max(height, threads * lane // columns)  # each thread loads at least once
     moved, held = height * N * work.streamed, height * row.padded * work.streamed
-    ahead = 1 + min(6, -(-IN_FLIGHT // moved)) if touched(N, work.x_bytes) else stages(moved, held, device)
-    # Where registers are scarce, one tile ahead if that is enough: its place in shared memory is always the same.
     scarce = each * (7 / 8 if lane * work.x_bytes < 16 else 9 / 8 if columns <= 32 * lane else 1)
-    if height * values > scarce * threads and not touched(N, work.x_bytes):
-        ahead = min(ahead, 1 + -(-ENOUGH // moved))
+    if touched(N, work.x_bytes):
+        ahead = 1 + min(6, -(-IN_FLIGHT // moved))  # at most: the first of a program are not brought
+    elif height * values > scarce * threads:
+        # Registers are scarce: one tile ahead if that is enough, as its place in shared memory is always the same.
+        ahead = min(stages(moved, held, device), 1 + -(-ENOUGH // moved))
+    else:
+        ahead = stages(moved, held, device)
     return Config(height, columns, warps, 1, ahead, 1, next_power_of_2(pieces), rest)
 
 
