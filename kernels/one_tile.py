@@ -256,9 +256,9 @@ def one_tile_bwd(
         if AHEAD:
             later = start_m + AHEAD * P * BLOCK_M
             in_later = row < height - later
-            touch_rows(upstream, ("M N", "M N", "M N"), first + later * step, row * step, in_later, N)
-            touch_rows(entering, ENTERING, first + later * step, row * step, in_later, N)
-            touch_rows(finishing, FINISHING, first + later * step, row * step, in_later, N)
+            touch_rows(upstream, ("M N", "M N", "M N"), first + later * step, row * step, in_later, 0, N, N)
+            touch_rows(entering, ENTERING, first + later * step, row * step, in_later, 0, N, N)
+            touch_rows(finishing, FINISHING, first + later * step, row * step, in_later, 0, N, N)
 
     program = tl.program_id(0).to(tl.int64)
     col = tl.arange(0, PIECES)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]

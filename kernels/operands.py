@@ -132,22 +132,23 @@ def load_rows(
 
 
 @triton.jit
-def touch(operand, row0, rows, in_rows, N):
-    """Brings rows that are read later to L2, by loading one value of each of their sectors, which have 32 bytes.
+def touch(operand, row0, rows, in_rows, first, WIDTH: tl.constexpr, N):
+    """Brings WIDTH columns, from `first` on, of rows that are read later to L2, by loading one value of each of their
+    sectors, which have 32 bytes.
 
     Nothing uses these values, so nothing waits for them; a load that is volatile is kept all the same.
     """
     EACH: tl.constexpr = 256 // operand[0].dtype.element_ty.primitive_bitwidth
-    cols = EACH * tl.arange(0, triton.next_power_of_2((N + EACH - 1) // EACH))[None, :]
+    cols = first + EACH * tl.arange(0, triton.next_power_of_2((WIDTH + EACH - 1) // EACH))[None, :]
     at = pointers(from_row(operand, row0, N), rows, cols, N)
     tl.load(at, mask=in_rows & (cols < N), volatile=True)
 
 
 @triton.jit
-def touch_rows(operands, KINDS: tl.constexpr, row0, rows, in_rows, N):
+def touch_rows(operands, KINDS: tl.constexpr, row0, rows, in_rows, first, WIDTH: tl.constexpr, N):
     for i in tl.static_range(len(operands)):
         if len(operands[i]) > 0 and KINDS[i] == "M N":
-            touch(operands[i], row0, rows, in_rows, N)
+            touch(operands[i], row0, rows, in_rows, first, WIDTH, N)
 
 
 @triton.jit

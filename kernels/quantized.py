@@ -187,6 +187,7 @@ def quantized_wide_fwd(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     AT_ONCE: tl.constexpr,
     FORMAT: tl.constexpr,
     NATIVE: tl.constexpr,
@@ -209,17 +210,19 @@ def quantized_wide_fwd(
 
     FULL: tl.constexpr = N - N % BLOCK_N  # values in full chunks
     moments = moments_of(
-        entering, x_ptr, row0, rows, batch, (0, 0), cols, 0, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED
+        entering, x_ptr, row0, rows, batch, (0, 0), cols, 0, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED, AHEAD
     )
     for start in tl.range(BLOCK_N, FULL, BLOCK_N, num_stages=STAGES):
         chunk = moments_of(
-            entering, x_ptr, row0, rows, batch, (0, 0), cols, start, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED
-        )
+            entering, x_ptr, row0, rows, batch, (0, 0), cols, start, BLOCK_N, N, ENTER, ENTERING,
+            NO_ENTERING, CENTRED, AHEAD,
+        )  # fmt: skip
         moments = merge_chunks(moments, start, chunk, BLOCK_N)
     if FULL < N:
         chunk = moments_of(
-            entering, x_ptr, row0, rows, batch, (0, 0), cols, FULL, N - FULL, N, ENTER, ENTERING, NO_ENTERING, CENTRED
-        )
+            entering, x_ptr, row0, rows, batch, (0, 0), cols, FULL, N - FULL, N, ENTER, ENTERING,
+            NO_ENTERING, CENTRED, 0,
+        )  # fmt: skip
         moments = merge_chunks(moments, FULL, chunk, N - FULL)
     stats = stats_of_chunks(moments, N, eps)
 

@@ -19,6 +19,7 @@ from .operands import (
     share_of,
     store_rows,
     store_sums,
+    touch_rows,
 )
 from .row import (
     known_x_hat,
@@ -51,8 +52,11 @@ def x_of(values, x_ptr, in_row, ENTER: tl.constexpr):
 def moments_of(
     entering, x_ptr, row0, rows, batch, chance, cols, start, COUNT: tl.constexpr, N,
     ENTER: tl.constexpr, ENTERING: tl.constexpr, NO_ENTERING: tl.constexpr, CENTRED: tl.constexpr,
+    AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """chunk_moments of the COUNT columns from `start` on."""
+    """chunk_moments of the COUNT columns from `start` on; brings those that come AHEAD chunks later to L2."""
+    if AHEAD:
+        touch_rows(entering, ENTERING, row0, rows, rows == 0, start + AHEAD * COUNT, COUNT, N)
     inside = cols < COUNT
     values = values_of(
         entering, row0, rows, batch, chance, start + cols, inside, inside, N, ENTERING, NO_ENTERING, "evict_last"
@@ -74,6 +78,7 @@ def wide_fwd(
     N: tl.constexpr,
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
+    AHEAD: tl.constexpr,
     AT_ONCE: tl.constexpr,
     ENTER: tl.constexpr,
     FINISH: tl.constexpr,
@@ -93,17 +98,19 @@ def wide_fwd(
 
     FULL: tl.constexpr = N - N % BLOCK_N  # values in full chunks
     moments = moments_of(
-        entering, x_ptr, row0, rows, batch, chance, cols, 0, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED
+        entering, x_ptr, row0, rows, batch, chance, cols, 0, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED, AHEAD
     )
     for start in tl.range(BLOCK_N, FULL, BLOCK_N, num_stages=STAGES):
         chunk = moments_of(
-            entering, x_ptr, row0, rows, batch, chance, cols, start, BLOCK_N, N, ENTER, ENTERING, NO_ENTERING, CENTRED
-        )
+            entering, x_ptr, row0, rows, batch, chance, cols, start, BLOCK_N, N, ENTER, ENTERING,
+            NO_ENTERING, CENTRED, AHEAD,
+        )  # fmt: skip
         moments = merge_chunks(moments, start, chunk, BLOCK_N)
     if FULL < N:
         chunk = moments_of(
-            entering, x_ptr, row0, rows, batch, chance, cols, FULL, N - FULL, N, ENTER, ENTERING, NO_ENTERING, CENTRED
-        )
+            entering, x_ptr, row0, rows, batch, chance, cols, FULL, N - FULL, N, ENTER, ENTERING,
+            NO_ENTERING, CENTRED, 0,
+        )  # fmt: skip
         moments = merge_chunks(moments, FULL, chunk, N - FULL)
     stats = stats_of_chunks(moments, N, eps)
     if stats_ptr is not None:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from tritonln import clusters
-from tritonln.configurations import rows_backward
+from tritonln.configurations import rows, rows_backward
 from tritonln.configurations.config import Config
-from tritonln.configurations.rows import Work
+from tritonln.configurations.rows import Work, touched
 from tritonln.configurations.tunable import Key
 from tritonln.device import TARGETS, of_arch
 from tritonln.ops.layer_norm import LAYER_NORM
@@ -76,7 +76,7 @@ def test_prefetched_tiles_fit_shared_memory() -> None:
     """All of a tile, what lies past the row too, 64 values for a row of 33; the blocks of a cluster share it."""
     for device, x, N in itertools.product(TARGETS.values(), (2, 4, 8), [*range(1, 300), 1000, 1032, 3080, 5120, 8192]):
         c = rows_backward.backward(N, Work(x, 2 * x, 5), device)
-        if rows_backward.touched(N, x):  # tiles ahead are in the cache
+        if touched(N, x):  # tiles ahead are in the cache
             continue
         ahead = (c.num_stages - 1) * c.block_m * (c.block_n * c.pieces + c.rest) * 2 * x // c.num_ctas
         assert c.num_stages <= 2 or ahead <= device.shared_memory * 3 // 4, (device.name, x, N, c)
@@ -84,8 +84,11 @@ def test_prefetched_tiles_fit_shared_memory() -> None:
 
 @pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
 def test_enough_is_in_flight_whatever_the_row_length(target: str) -> None:
-    """Backward, of rows that are aligned and rows that are not."""
+    """Of rows that are aligned and rows that are not: backward, and forward where wide ones are not."""
     device = TARGETS[target]
+    for x, N in itertools.product((2, 4), range(33_001, 300_000, 10_000)):
+        c = rows.forward(N, Work(x, x, 1), device)
+        assert max(1, c.num_stages - 1) * c.block_n * x >= 32 * 1024, (x, N, c)
     for x, N in itertools.product((2, 4, 8), [*range(256, 2100), *range(2100, 20_000, 13)]):
         c = rows_backward.backward(N, Work(x, 2 * x, 5), device)
         values = c.block_m * min(N, c.pieces * c.block_n + c.rest) // c.num_ctas

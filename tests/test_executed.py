@@ -106,6 +106,29 @@ def test_of_rows_that_are_not_copied_each_sector_is_asked_for_ahead(N: int, dtyp
     assert ahead.load_sectors - never.load_sectors == 2 * later * -(-N * dtype.itemsize // 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "N", "dtype"),
+    [
+        ("layer_norm_fwd", 20_001, F32),
+        *thorough(("layer_norm_fwd", 40_001, BF16), ("quantized_rms_norm_fwd", 40_001, BF16)),
+    ],
+    ids=str,
+)
+def test_of_wide_rows_that_are_not_copied_each_sector_is_asked_for_ahead(name: str, N: int, dtype: torch.dtype) -> None:
+    tunable, rows = registered()[name], 3
+    key = next(tunable.keys(N, dtype))
+    with emulated_gpu(TARGET, check=False) as gpu:
+        device = executed.emulated_device()
+        config = tunable.choice(key, device)
+        for stages in (config.num_stages, 1):
+            plan = tunable.plan(key, dataclasses.replace(config, num_stages=stages), device)
+            prepared(tunable, key, plan, rows, 0, torch.device("cpu"))[0]()
+        ahead, never = (executed.measured(run, rows, N) for run in gpu.runs)
+    later = N - (config.num_stages - 1) * config.block_n  # columns than the first chunks
+    assert later > 0
+    assert ahead.load_sectors - never.load_sectors == rows * -(-later * dtype.itemsize // 32)
+
+
 @pytest.mark.parametrize(("kernel", "N"), [("layer_norm_bwd", 1024), ("layer_norm_bwd", 16384), ("column_sum", 1024)])
 def test_cycles_of_many_rows_are_told_from_few(kernel: str, N: int) -> None:
     """On a GPU of four multiprocessors, whose programs take nine tiles each or more."""

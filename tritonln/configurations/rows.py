@@ -41,6 +41,19 @@ def at_once(N: int, x_bytes: int) -> int:
     return min(16 // x_bytes, N & -N)
 
 
+def touched(N: int, x_bytes: int) -> bool:
+    """Whether tiles ahead are brought to L2 and not copied to shared memory, as 16 bits cannot be.
+
+    Of a tile, values that come one at a time then go to registers all at once.
+    """
+    return x_bytes < 8 and at_once(N, x_bytes) == 1
+
+
+def ahead(N: int, x_bytes: int, c: Config) -> tuple[int, int]:
+    """STAGES and AHEAD of a kernel: its tiles ahead are copied, or brought to L2."""
+    return (1, c.num_stages - 1) if touched(N, x_bytes) else (c.num_stages, 0)
+
+
 def loaded_at_once(N: int, work: Work, column_bytes: int, c: Config, device: Device) -> int:
     """Columns that a thread loads at once forward, of aligned rows: 16 bytes of the widest operand, so that lanes read
     neighbours of all.
@@ -88,6 +101,9 @@ def forward(N: int, work: Work, device: Device) -> Config:
         return Config(1, width, 8, ctas)
     if each == 64 and width == 32_768:
         return Config(1, width, device.most_warps)
+    if touched(N, x_bytes):
+        # Of more values that come one at a time, those of several chunks would not fit the registers.
+        return Config(1, 8192, device.most_warps, 1, 1 + -(-IN_FLIGHT // (8192 * x_bytes)))
     return Config(1, 8192 if x_bytes < 8 else 4096, 8)
 
 

@@ -22,6 +22,7 @@ from tritonln.configurations.rows import (
     spread,
     stages,
     tiles_that_fit,
+    touched,
 )
 from tritonln.device import Device
 
@@ -73,14 +74,6 @@ def _warps(N: int, each: int, work: Work) -> int:
     width = next_power_of_2(N)
     fits = each * work.tiles <= (100 if width == N else 80) and work.x_bytes < 8 and aligned(N, work.x_bytes)
     return 16 if width > 256 * each and fits else 8
-
-
-def touched(N: int, x_bytes: int) -> bool:
-    """Whether tiles ahead are brought to L2 and not copied to shared memory, as 16 bits cannot be.
-
-    Of a tile, values that come one at a time then go to registers all at once.
-    """
-    return x_bytes < 8 and at_once(N, x_bytes) == 1
 
 
 def _spare(each: int, lane: int, x_bytes: int) -> int:

@@ -128,13 +128,13 @@ class QuantizedNorm:
             *(absent, tuple(0.0 if o.absent is None else o.absent for o in finishing), self.norm.centred),
         )
         widest = max((key.operands[name].itemsize for name in self.norm.finishing if name in key.operands), default=1)
-        at_once = rules.loaded_at_once(key.N, _work(key), widest, c, device)
+        at_once, x_bytes = rules.loaded_at_once(key.N, _work(key), widest, c, device), _work(key).x_bytes
         tile: tuple[int, ...]
         if c.block_n >= key.N:
             rows = rules.rows_at_once(key.N, at_once, c, device)
             kernel, name, tile = one_tile, f"{self.name}_fwd", (c.block_m, c.block_n, rows)
         else:
-            kernel, name, tile = wide, f"{self.name}_wide_fwd", (c.block_n, c.num_stages)
+            kernel, name, tile = wide, f"{self.name}_wide_fwd", (c.block_n, *rules.ahead(key.N, x_bytes, c))
         constants = key.N, *tile, at_once, *operator, name
         launch = Launch(kernel, constants, device, c.num_warps, of=self.forward_tunable, name=name)
         return Plan(launch, c.block_m, 0)
@@ -215,7 +215,10 @@ def _chunk(key: Key) -> Config:
 
     On sm_80 ptxas keeps two values of a thread in memory of 16-bit rows with 8 warps, and of fp32 rows with 4.
     """
-    return Config(1, 4096, 4) if _work(key).x_bytes <= 2 else Config(1, 8192, 8)
+    x_bytes = _work(key).x_bytes
+    if rules.touched(key.N, x_bytes):  # of more values that come one at a time, those of several chunks would not fit
+        return Config(1, 2048, 8, 1, 1 + -(-rules.IN_FLIGHT // (2 * 2048 * x_bytes)))
+    return Config(1, 4096, 4) if x_bytes <= 2 else Config(1, 8192, 8)
 
 
 def _choice(key: Key, c: Config) -> Config:

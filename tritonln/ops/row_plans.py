@@ -122,7 +122,7 @@ class RowPlans(Declaration):
             constants, name = (key.N, c.block_m, c.block_n, rows, at_once, *operator, of.name), of.name
             return Plan(Launch(one_tile, constants, device, c.num_warps, c.num_ctas, of, name), c.block_m, 0)
         name = f"{self.name}_wide_fwd"
-        constants = key.N, c.block_n, c.num_stages, at_once, *operator, name
+        constants = key.N, c.block_n, *rules.ahead(key.N, self._work(key, (), 0).x_bytes, c), at_once, *operator, name
         return Plan(Launch(wide, constants, device, c.num_warps, of=of, name=name), c.block_m, 0)
 
     def _forward_key(self, N: int, dtypes: Dtypes, y: torch.dtype, x: torch.dtype | None, save: bool) -> Key:
@@ -180,8 +180,7 @@ class RowPlans(Declaration):
 
         chunks = -(-key.N // (c.pieces * c.block_n + c.rest))
         if chunks == 1:
-            touched = backward_rules.touched(key.N, self._backward_work(key).x_bytes)
-            ahead = (1, c.num_stages - 1) if touched else (c.num_stages, 0)
+            ahead = rules.ahead(key.N, self._backward_work(key).x_bytes, c)
             return Plan(
                 launch_of(one_tile, of.name, c.pieces, c.block_m, c.block_n, c.rest, *ahead, *operator),
                 c.block_m,
