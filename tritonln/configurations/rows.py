@@ -103,7 +103,8 @@ def forward(N: int, work: Work, device: Device) -> Config:
         return Config(1, width, device.most_warps)
     if touched(N, x_bytes):
         # Of more values that come one at a time, those of several chunks would not fit the registers.
-        return Config(1, 8192, device.most_warps, 1, 1 + -(-IN_FLIGHT // (8192 * x_bytes)))
+        columns, warps = (8192, device.most_warps) if work.tiles == 1 else (2048, 8)
+        return Config(1, columns, warps, 1, 1 + min(6, -(-IN_FLIGHT // (columns * x_bytes))))
     return Config(1, 8192 if x_bytes < 8 else 4096, 8)
 
 
