@@ -38,6 +38,14 @@ def test_nothing_spills(target: str) -> None:
     assert [r for r in reports if r["spills"] > allowed] == []
 
 
+@pytest.mark.parametrize(
+    ("target", "x", "sizes"), [("sm_90", "fp32", "7200,8192"), *thorough(("sm_100", "bf16", "2312,2552,4608"))]
+)
+def test_nothing_spills_where_tiles_take_all_registers(target: str, x: str, sizes: str) -> None:
+    reports = inspect(target, sizes, "--dtype", x, "--weight-dtype", "fp32")
+    assert {r["spills"] for r in reports if r["kernel"] == "layer_norm_bwd"} == {0}
+
+
 @pytest.mark.parametrize("weights", ["bf16", "fp32"])
 def test_loads_and_stores_are_wide(weights: str) -> None:
     for r in inspect("sm_90", "64,96,1024,4096", "--weight-dtype", weights):

@@ -111,14 +111,14 @@ def _row(N: int, work: Work, warps: int, each: int, device: Device) -> Row | Non
     lane = at_once(N, work.x_bytes)
     columns = max(4 * lane, 64 // work.x_bytes)
     while columns <= 32 * lane * warps:
-        row = _pieces(N, columns, lane, work, each, device)
+        row = _pieces(N, columns, lane, work, warps, each, device)
         if row is not None:
             return row
         columns *= 2
     return None
 
 
-def _pieces(N: int, columns: int, lane: int, work: Work, each: int, device: Device) -> Row | None:
+def _pieces(N: int, columns: int, lane: int, work: Work, warps: int, each: int, device: Device) -> Row | None:
     """A row in pieces of these columns; None where a thread does not hold them.
 
     That is `each` values of a row, and where 16-bit ones come one at a time a few more.  Of five tiles of whole lanes
@@ -134,18 +134,25 @@ def _pieces(N: int, columns: int, lane: int, work: Work, each: int, device: Devi
     several_warps, pairs = columns > 32 * lane, device.target in ("sm_100", "sm_103")
     most = max(1, each // lane)
     more = most + (work.x_bytes == 2 and (most + 1) * lane * work.tiles <= 200)
+    apart = _apart(columns, pieces, left, work)
+    if work.x_bytes == 4 and warps > 8 and columns == 32 * lane * warps and pieces == most and not pairs:
+        apart = Row(2 * columns, 1, 2 * columns)  # of four pieces, ptxas would keep two to eight values in memory
     if left == 0:
         if pieces > more:
             return None
         if not pairs or pieces <= most:
-            return _apart(columns, pieces, left, work)
+            return apart
         if columns == 128 * lane and pieces == 5:  # of pieces of four warps, ptxas would keep two values in memory
             return Row(4 * columns, 1, columns)
-        return _apart(columns, pieces, left, work) if several_warps else Row(columns, pieces)
+        return apart if several_warps else Row(columns, pieces)
     # A rest of up to half a piece is as many lanes' as a piece: half or a quarter of its values, or 4 bytes, each.
     # It has addresses of its own, for which there are registers where two streams are read.  For B200's pairs a fourth
-    # piece is no worse, and beside four pieces of half a warp there are none for half a piece.
+    # piece is no worse, and beside four pieces of half a warp there are none for half a piece, nor beside four of
+    # several warps: there a tile has half the rows, in pieces of twice the columns.
     rest = max(next_power_of_2(left), columns // lane * max(1, 4 // work.x_bytes))
+    full = two_streams and whole == most < more and 2 * left >= columns
+    if pairs and full and several_warps and columns < 32 * lane * warps:
+        return Row(2 * columns, whole // 2, rest)
     joined = pairs and (pieces == 4 or (whole == most and columns == 16 * lane and 2 * rest == columns))
     if two_streams and 2 * rest <= columns and 2 * whole >= most and not joined:
         return Row(columns, whole, rest) if whole <= (most if pairs else more) else None
@@ -156,7 +163,7 @@ def _pieces(N: int, columns: int, lane: int, work: Work, each: int, device: Devi
     # Where a piece is the last that fits, fewer registers go to masks if it is masked alone.
     if two_streams and most < more and whole == (most if several_warps else most - 1):
         return Row(columns, whole, columns)
-    return _apart(columns, pieces, left, work)
+    return apart
 
 
 def _apart(columns: int, pieces: int, left: int, work: Work) -> Row:
