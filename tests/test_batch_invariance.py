@@ -37,7 +37,9 @@ NORMS: dict[str, tuple[int, Callable[..., Tensor | tuple[Tensor, ...]]]] = {
 }
 
 
-@pytest.mark.parametrize(("name", "size"), [*((name, 4096) for name in NORMS), ("add_rms_norm", 16_461)])
+@pytest.mark.parametrize(
+    ("name", "size"), [*((name, 4096) for name in NORMS), ("layer_norm", 12_288), ("add_rms_norm", 16_461)]
+)
 def test_a_token_does_not_know_its_batch(name: str, size: int, device: torch.device) -> None:
     count, norm = NORMS[name]
     given = [rand(64, 1, size, dtype=BF16, device=device, seed=s) for s in range(count)]

@@ -37,8 +37,8 @@ def test_training(N: int, dtype: torch.dtype, parameters: torch.dtype, norm: str
         assert m.wavefronts <= (3500 if cluster else 3000), m.kernel
         assert m.wavefronts <= (1.03 if cluster else 1.01) * m.wavefronts_least, m.kernel
     forward, *backward = [m for m in launches if m.kernel != "column_sum"]
-    # Weight and bias come from the cache, once for all rows that a thread holds: two, of wider or fp32 ones one.
-    several = 8 if N < 512 else 1 if N > 8192 or dtype == F32 else 2
+    # Weight and bias come from the cache, once for all rows that a thread holds: two, of fp32 ones one.
+    several = 8 if N < 512 else 1 if dtype == F32 else 2
     times = 1 + 2 * parameters.itemsize / dtype.itemsize * (2 if parameters != dtype and N < 256 else 1) / several
     assert forward.executed.loaded_per_element <= times * dtype.itemsize
     # Of a thread.  An H100 issues 40 in the time that DRAM takes to read and write a 16-bit value.

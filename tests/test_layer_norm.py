@@ -83,6 +83,26 @@ def test_more_tiles_than_programs(device: torch.device) -> None:
     expect(x, (8192,), w, b, dy)
 
 
+@pytest.mark.parametrize("given", ["weight, bias", *thorough("weight", "bias", "")])
+@pytest.mark.parametrize(
+    ("N", "dtype", "parameters"),
+    [(12_288, BF16, F32), (16_376, F16, F16), *thorough((16_384, BF16, BF16), (16_384, BF16, F32), (13_000, F16, F32))],
+    ids=str,
+)
+def test_rows_that_few_programs_stream(
+    N: int, dtype: torch.dtype, parameters: torch.dtype, given: str, device: torch.device
+) -> None:
+    """Forward, a program of a multiprocessor walks two or three of these rows, which are cut out of wider ones here."""
+    M = 2 * 132 + 3
+    x, w, b, _ = problem(M, N + 24, dtype, device, parameters)
+    x, w, b = x[:, 8:-16], w[:N], b[:N]
+    w_given, b_given = (t if name in given else None for name, t in (("weight", w), ("bias", b)))
+    y = tritonln.layer_norm(x, N, w_given, b_given)
+    assert_close("y", y, reference.layer_norm(x, (N,), w_given, b_given, 1e-5), 1, reference.condition(x, (N,), 1e-5))
+    for rows in (slice(0, 1), slice(131, 134), slice(M - 1, M)):
+        assert tritonln.layer_norm(x[rows], N, w_given, b_given).equal(y[rows])
+
+
 @pytest.mark.parametrize("dtype", [F16, BF16], ids=str)
 @pytest.mark.parametrize("N", [64, 1000, WIDE])
 def test_fp32_parameters_of_16_bit_x(N: int, dtype: torch.dtype, device: torch.device) -> None:

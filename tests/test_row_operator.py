@@ -41,7 +41,9 @@ def oracle(name: str, tensors: list[Tensor], dy: Tensor) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-@pytest.mark.parametrize(("M", "N"), [(5, 1), (70, 64), (9, 100), (3, WIDE), *thorough((3, 7), (40, 1024))])
+@pytest.mark.parametrize(
+    ("M", "N"), [(5, 1), (70, 64), (9, 100), (3, WIDE), *thorough((3, 7), (40, 1024), (140, 12_288))]
+)
 @pytest.mark.parametrize(("dtype", "parameters"), [(F32, F32), (BF16, F32), *thorough((F16, F16), (F64, F64))], ids=str)
 def test_as_the_formula(
     name: str, M: int, N: int, dtype: torch.dtype, parameters: torch.dtype, device: torch.device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from tritonln.configurations.tunable import Key, Tunable, operators
 from tritonln.device import TARGETS, Device, kernels_on
 from tritonln.emulator.counters import SECTOR, Traffic
 from tritonln.emulator.driver import Run, emulated_gpu
+from tritonln.launch import Recorded
 from tritonln.launches import prepared, training_launches
 
 
@@ -103,7 +105,25 @@ def measured(run: Run, rows: int, hidden: int) -> Measured:
 
 TILES = 2  # that each program of the backward walks: what it does once and what it does for each both show
 TILES_EACH = 8, 24  # that `cycles` runs: of eight batches where there are any
-MOST = 1 << 22  # values of x, that this takes seconds
+MOST = 5 << 20  # values of x, that this takes seconds
+
+
+def _constants(call: Recorded) -> dict[str, Any]:
+    return dict(zip((p.name for p in call.launch.kernel.params if p.is_constexpr), call.launch.constants))
+
+
+def _chunks(call: Recorded, N: int) -> int:
+    """Of a row, each of which has a program of its own."""
+    constants = _constants(call)
+    width = constants.get("PIECES", 1) * constants["BLOCK_N"]
+    return -(-N // width) if {"PIECES", "CHUNKS"} & constants.keys() else 1
+
+
+def _walked(call: Recorded, N: int, asked: int) -> int:
+    """Rows of which each program has TILES tiles, where programs walk those of so many; else two tiles."""
+    height, programs = int(_constants(call).get("BLOCK_M", 1)), call.programs // _chunks(call, N)
+    tiles = TILES * programs if programs * height < asked else 0
+    return height * max(2, min(tiles, MOST // (N * height)))
 
 
 @functools.cache
@@ -115,12 +135,10 @@ def training(
     parameter_dtype: torch.dtype = torch.float32,
 ) -> list[Measured]:
     """The launches of an operator for rows of N values, forward and backward, and the sums of partial sums."""
-    _, call, *_ = training_launches(operator, target, N, dtype, parameter_dtype, 1 << 16)
-    constants = dict(zip((p.name for p in call.launch.kernel.params if p.is_constexpr), call.launch.constants))
-    height, width = int(constants["BLOCK_M"]), int(constants.get("PIECES", 1) * constants["BLOCK_N"])
-    # Of a row, each of which has a program of its own.
-    chunks = -(-N // width) if {"PIECES", "CHUNKS"} & constants.keys() else 1
-    rows = height * max(2, min(TILES * call.programs // chunks, MOST // (N * height)))
+    asked = 1 << 16
+    forward, backward, *_ = training_launches(operator, target, N, dtype, parameter_dtype, asked)
+    chunks = _chunks(backward, N)
+    rows = max(_walked(call, N, asked) for call in (forward, backward))
 
     def random(*shape: int, dtype: torch.dtype) -> Tensor:
         return torch.randn(shape).to(dtype)

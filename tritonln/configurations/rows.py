@@ -7,6 +7,7 @@ compile anything.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -29,6 +30,7 @@ class Work(NamedTuple):
     x_bytes: int  # of the widest value of a stream
     streamed: int  # bytes of all streams together
     tiles: int  # that are held at once
+    of_all: bool = False  # whether the operands that rows have in common are those of all rows
 
 
 def aligned(N: int, x_bytes: int) -> bool:
@@ -93,6 +95,10 @@ def forward(N: int, work: Work, device: Device) -> Config:
         lane = at_once(N, x_bytes)
         held = lane * -(-N // (32 * warps * lane))
         return Config(2, width, warps if held <= 56 else 2 * warps)
+    # A multiprocessor has one or two of these rows, and DRAM would idle while they are summed and written.  Beside wider
+    # ones, B200's registers do not hold weight and bias in pairs.
+    if each == 64 and 12_288 <= N <= (12_288 if multiplies_pairs(device) else 16_384) and streams(N, work, device):
+        return Config(1, width, 16, 1, stages(N * x_bytes, width * x_bytes, device), 1)
     if warps <= (8 if each == 64 else 16):
         return Config(1, width, warps)
     # More leave one program to a multiprocessor, which idles at each barrier.
@@ -108,10 +114,27 @@ def forward(N: int, work: Work, device: Device) -> Config:
     return Config(1, 8192 if x_bytes < 8 else 4096, 8)
 
 
+def multiplies_pairs(device: Device) -> bool:
+    """Whether two fp32 values are multiplied at once: they must lie in neighbouring registers."""
+    return device.target in ("sm_100", "sm_103")
+
+
+def streams(N: int, work: Work, device: Device) -> bool:
+    """Whether a program can copy whole rows ahead forward, and hold what they have in common.
+
+    AMD's GPUs copy through registers, which leave room for one row ahead where one tile a program has three.
+    """
+    return work.of_all and aligned(N, work.x_bytes) and device.backend == "cuda"
+
+
 def forward_candidates(N: int, work: Work, device: Device) -> Iterator[Config]:
     """Clusters come last, as whether there are any may have to be tried."""
     yield forward(N, work, device)
     width = next_power_of_2(N)
+    if 8192 < width <= 16_384 and work.tiles == 1 and streams(N, work, device):  # of narrower rows there are enough
+        for warps, number in itertools.product((8, 16), (2, 3, 4)):
+            if number - 1 <= tiles_that_fit(width * work.streamed, device):
+                yield Config(1, width, warps, 1, number, 1)
     tiles = [(warps, warps * 32 * each) for warps in launchable(device) for each in (*VALUES, 128)]
     for warps, tile in tiles:
         if tile >= width:

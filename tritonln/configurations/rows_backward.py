@@ -19,6 +19,7 @@ from tritonln.configurations.rows import (
     aligned,
     at_once,
     launchable,
+    multiplies_pairs,
     spread,
     stages,
     tiles_that_fit,
@@ -90,7 +91,7 @@ def _whole_rows(N: int, row: Row, work: Work, warps: int, each: int, device: Dev
     values = columns * pieces + rest  # that a row takes of a tile
     room = (each + _spare(each, lane, work.x_bytes)) * threads
     height = _power_of_2_up_to(room // max(64, values))
-    height = max(height, threads * lane // columns)  # each thread loads at least once
+    height = max(1, height, threads * lane // columns)  # each thread loads at least once
     moved, held = height * N * work.streamed, height * row.padded * work.streamed
     scarce = each * (7 / 8 if lane * work.x_bytes < 16 else 9 / 8 if columns <= 32 * lane else 1)
     if touched(N, work.x_bytes):
@@ -131,7 +132,7 @@ def _pieces(N: int, columns: int, lane: int, work: Work, warps: int, each: int, 
     if lane * work.x_bytes < 16:
         fits = pieces * lane <= each + _spare(each, lane, work.x_bytes)
         return _apart(columns, pieces, left, work) if fits else None
-    several_warps, pairs = columns > 32 * lane, device.target in ("sm_100", "sm_103")
+    several_warps, pairs = columns > 32 * lane, multiplies_pairs(device)
     most = max(1, each // lane)
     more = most + (work.x_bytes == 2 and (most + 1) * lane * work.tiles <= 200)
     apart = _apart(columns, pieces, left, work)
@@ -148,11 +149,12 @@ def _pieces(N: int, columns: int, lane: int, work: Work, warps: int, each: int, 
     # A rest of up to half a piece is as many lanes' as a piece: half or a quarter of its values, or 4 bytes, each.
     # It has addresses of its own, for which there are registers where two streams are read.  For B200's pairs a fourth
     # piece is no worse, and beside four pieces of half a warp there are none for half a piece, nor beside four of
-    # several warps: there a tile has half the rows, in pieces of twice the columns.
+    # several warps: there a tile has half the rows, in pieces of twice the columns, or its one row is one piece.
     rest = max(next_power_of_2(left), columns // lane * max(1, 4 // work.x_bytes))
     full = two_streams and whole == most < more and 2 * left >= columns
-    if pairs and full and several_warps and columns < 32 * lane * warps:
-        return Row(2 * columns, whole // 2, rest)
+    if pairs and full and several_warps:
+        joins = 2 if columns < 32 * lane * warps else whole
+        return Row(joins * columns, whole // joins, rest)
     joined = pairs and (pieces == 4 or (whole == most and columns == 16 * lane and 2 * rest == columns))
     if two_streams and 2 * rest <= columns and 2 * whole >= most and not joined:
         return Row(columns, whole, rest) if whole <= (most if pairs else more) else None

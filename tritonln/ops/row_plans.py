@@ -48,11 +48,11 @@ class Gradients(NamedTuple):
     batches: Plan | None
 
 
-def _forward_kernels() -> tuple[Any, Any]:
-    from tritonln.kernels.one_tile import one_tile_fwd
+def _forward_kernels() -> tuple[Any, ...]:
+    from tritonln.kernels.one_tile import one_tile_fwd, streamed_fwd
     from tritonln.kernels.wide import wide_fwd
 
-    return one_tile_fwd, wide_fwd
+    return one_tile_fwd, streamed_fwd, wide_fwd
 
 
 def _backward_kernels() -> tuple[Any, ...]:
@@ -85,7 +85,8 @@ class RowPlans(Declaration):
     def _work(self, key: Key, upstream: Sequence[str], columns: int) -> rules.Work:
         rows = [name for name, operand in self.operands.items() if operand.kind == ROWS]
         sizes = [key.operands[name].itemsize for name in (*upstream, *rows) if name in key.operands]
-        return rules.Work(max(sizes), sum(sizes), len(sizes) + columns)
+        of_all = not {BATCHES, GROUPS} & set(self.kinds)
+        return rules.Work(max(sizes), sum(sizes), len(sizes) + columns, of_all)
 
     @functools.cached_property
     def forward_tunable(self) -> Tunable:
@@ -112,11 +113,15 @@ class RowPlans(Declaration):
         )
 
     def _forward(self, key: Key, c: Config, device: Device) -> Plan:
-        (one_tile, wide), parts = _forward_kernels(), self.parts()
+        (one_tile, streamed, wide), parts = _forward_kernels(), self.parts()
         operator = parts.enter, parts.finish, *self._declared, self.grouped, self.centred
         of, columns = self.forward_tunable, [name for name, o in self.operands.items() if o.kind in SUMMED]
         widest = max((key.operands[name].itemsize for name in columns if name in key.operands), default=1)
         at_once = rules.loaded_at_once(key.N, self._work(key, (), 0), widest, c, device)
+        if c.programs:
+            constants = key.N, c.block_n, c.num_stages, at_once, *operator, of.name
+            launch = Launch(streamed, constants, device, c.num_warps, of=of, name=of.name)
+            return Plan(launch, c.block_m, c.programs * device.multiprocessors)
         if c.block_n >= key.N:
             rows = rules.rows_at_once(key.N, at_once, c, device)
             constants, name = (key.N, c.block_m, c.block_n, rows, at_once, *operator, of.name), of.name
