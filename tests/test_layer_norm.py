@@ -55,8 +55,7 @@ def test_wide_rows(N: int, dtype: torch.dtype, device: torch.device) -> None:
 def test_rows_over_clusters(N: int, monkeypatch: pytest.MonkeyPatch, device: torch.device, gpu: Device) -> None:
     """The configurations that a GPU with clusters gets; the interpreter runs each cluster as one program."""
     if interpreting():
-        for module in ("rows", "rows_backward"):
-            monkeypatch.setattr(f"tritonln.configurations.{module}.largest_cluster", lambda _, wanted: min(wanted, 16))
+        monkeypatch.setattr("tritonln.configurations.rows.largest_cluster", lambda _, wanted: min(wanted, 16))
     elif largest_cluster(gpu, 2) == 1:
         pytest.skip(f"{gpu.name} with this Triton has no clusters")
     x, w, b, dy = problem(2, N, BF16, device, parameters=F32)

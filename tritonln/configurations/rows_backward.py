@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from tritonln.clusters import largest_cluster
 from tritonln.configurations.config import Config, next_power_of_2
 from tritonln.configurations.rows import (
     IN_FLIGHT,
@@ -27,6 +26,7 @@ from tritonln.configurations.rows import (
 )
 from tritonln.device import Device
 
+PORTABLE = 8  # blocks of a cluster, which every GPU with clusters can place
 ENOUGH = 32 * 1024  # bytes in flight of a multiprocessor where more would cost registers
 
 
@@ -50,9 +50,8 @@ def backward(N: int, work: Work, device: Device) -> Config:
     row = _row(N, work, warps, each, device)
     if row is not None:
         return _whole_rows(N, row._replace(columns=min(row.columns, width)), work, warps, each, device)
-    tile = warps * 32 * each
-    ctas = largest_cluster(device, width // tile)
-    if ctas * tile == width:
+    ctas = _blocks(width, warps * 32 * each, work, device)
+    if ctas > 1:
         moved, held = N * work.streamed // ctas, width * work.streamed // ctas
         return Config(1, width, warps, ctas, stages(moved, held, device), 1)
     # As many in fp32 of odd N as of others: where a lane reads one value at a time, more pieces meet in a bank.
@@ -184,6 +183,15 @@ def _power_of_2_up_to(n: int) -> int:
 
 
 # ---- a row over programs -------------------------------------------------------------------------
+
+
+def _blocks(width: int, tile: int, work: Work, device: Device) -> int:
+    """Of a cluster, with a tile each; 1 where none holds the row."""
+    halves = 2 * width // tile
+    crowded = work.streamed <= 2 * work.x_bytes and tile * work.tiles >= 40_960  # of 65,536 registers
+    if multiplies_pairs(device) and crowded and halves <= PORTABLE and spread(device, halves):
+        return halves  # more blocks would be harder to place
+    return width // tile if spread(device, width // tile) else 1
 
 
 def _split(each: int, work: Work, device: Device) -> Config:
