@@ -68,7 +68,7 @@ from .row import (
 
 
 @triton.jit
-def normalized(
+def normalized_rows(
     entering, x_ptr, columns, row0, rows, batch, chance, cols, in_row, inside, N, eps, ENTER: tl.constexpr,
     ENTERING: tl.constexpr, CENTRED: tl.constexpr,
 ):  # fmt: skip
@@ -81,7 +81,7 @@ def normalized(
 
 
 @triton.jit
-def finish(
+def finish_rows(
     x_hat, stats, finishing, y_ptr, stats_ptr, columns, row0, rows, batch, chance, cols, inside, M, N,
     FINISH: tl.constexpr, FINISHING: tl.constexpr,
 ):  # fmt: skip
@@ -127,11 +127,11 @@ def one_tile_fwd(
     batch, chance = batches(row0, rows, M, T, GROUPED), chances(p, y_ptr)
 
     columns = load_columns(entering, ENTERING, NO_ENTERING, batch, cols, in_row, N, ROWS)
-    x_hat, stats = normalized(
+    x_hat, stats = normalized_rows(
         entering, x_ptr, columns, row0, rows, batch, chance, cols, in_row, inside, N, eps, ENTER, ENTERING, CENTRED
     )
     columns = load_columns(finishing, FINISHING, NO_FINISHING, batch, cols, in_row, N, ROWS)
-    finish(
+    finish_rows(
         x_hat, stats, finishing, y_ptr, stats_ptr, columns, row0, rows, batch, chance, cols, inside, M, N, FINISH,
         FINISHING,
     )  # fmt: skip
@@ -177,11 +177,11 @@ def streamed_fwd(
     for row in tl.range(tl.program_id(0), M.to(tl.int32), tl.num_programs(0), num_stages=STAGES):
         row0 = tl.cast(row, tl.int64)
         batch = batches(row0, rows, M, T, GROUPED)
-        x_hat, stats = normalized(
+        x_hat, stats = normalized_rows(
             entering, x_ptr, enter_columns, row0, rows, batch, chance, cols, in_row, in_row, N, eps, ENTER, ENTERING,
             CENTRED,
         )  # fmt: skip
-        finish(
+        finish_rows(
             x_hat, stats, finishing, y_ptr, stats_ptr, finish_columns, row0, rows, batch, chance, cols, in_row, M, N,
             FINISH, FINISHING,
         )  # fmt: skip

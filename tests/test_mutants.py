@@ -22,7 +22,7 @@ MUTANTS = {
     "mean over the padded row": (
         "one_tile.py",
         "normalize(x, in_row, N, eps, CENTRED)",
-        "normalize(x, in_row, BLOCK_N, eps, CENTRED)",
+        "normalize(x, in_row, x.shape[1], eps, CENTRED)",
         3.0,
         True,
     ),

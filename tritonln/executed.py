@@ -115,7 +115,7 @@ def _constants(call: Recorded) -> dict[str, Any]:
 def _chunks(call: Recorded, N: int) -> int:
     """Of a row, each of which has a program of its own."""
     constants = _constants(call)
-    width = constants.get("PIECES", 1) * constants["BLOCK_N"]
+    width = constants.get("PIECES", 1) * constants["BLOCK_N"] + constants.get("REST", 0)
     return -(-N // width) if {"PIECES", "CHUNKS"} & constants.keys() else 1
 
 
