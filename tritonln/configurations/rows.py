@@ -95,10 +95,13 @@ def forward(N: int, work: Work, device: Device) -> Config:
         lane = at_once(N, x_bytes)
         held = lane * -(-N // (32 * warps * lane))
         return Config(2, width, warps if held <= 56 else 2 * warps)
-    # A multiprocessor has one or two of these rows, and DRAM would idle while they are summed and written.  Beside
-    # wider ones, B200's registers do not hold weight and bias in pairs.
-    if each == 64 and 12_288 <= N <= (12_288 if multiplies_pairs(device) else 16_384) and streams(N, work, device):
-        return Config(1, width, 16, 1, stages(N * x_bytes, width * x_bytes, device), 1)
+    if each == 64 and 12_288 <= N <= 16_384 and streams(N, work, device):
+        # A multiprocessor has one or two of these rows, and DRAM would idle while they are summed and written.
+        if N == 12_288 or not multiplies_pairs(device):
+            return Config(1, width, 16, 1, stages(N * x_bytes, width * x_bytes, device), 1)
+        # Pairs of weight and bias do not fit the registers beside a row that is wider.
+        if largest_cluster(device, 2) == 2:
+            return Config(1, width, 4, 2)
     if warps <= (8 if each == 64 else 16):
         return Config(1, width, warps)
     # More leave one program to a multiprocessor, which idles at each barrier.
