@@ -17,6 +17,7 @@ from tritonln.device import Device
 
 WARPS = (1, 2, 4, 8, 16, 32)
 IN_FLIGHT = 48 * 1024  # bytes of a multiprocessor that a backward kernel is to have, where Little asks for 36 of B200's
+MOST_AHEAD = 3  # tiles: more only add barriers
 VALUES = (8, 16, 32, 64)  # of a tile that a thread holds: fewer leave too little in flight, more spill
 
 
@@ -187,7 +188,7 @@ def stages(moved: int, held: int, device: Device) -> int:
     Of the bytes that shared memory holds for a tile, those past the row are not moved.
     """
     ahead = -(-IN_FLIGHT // moved)
-    return 1 + max(1, min(ahead, tiles_that_fit(held, device), 3))  # more only adds barriers
+    return 1 + max(1, min(ahead, tiles_that_fit(held, device), MOST_AHEAD))
 
 
 def tiles_that_fit(tile_bytes: int, device: Device) -> int:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from tritonln.configurations.config import Config, next_power_of_2
 from tritonln.configurations.rows import (
     IN_FLIGHT,
+    MOST_AHEAD,
     VALUES,
     Work,
     aligned,
@@ -50,7 +51,7 @@ def backward(N: int, work: Work, device: Device) -> Config:
     row = _row(N, work, warps, each, device)
     if row is not None:
         return _whole_rows(N, row._replace(columns=min(row.columns, width)), work, warps, each, device)
-    ctas = _blocks(width, warps * 32 * each, work, device)
+    ctas = _blocks(N, width, warps * 32 * each, work, device)
     if ctas > 1:
         moved, held = N * work.streamed // ctas, width * work.streamed // ctas
         return Config(1, width, warps, ctas, stages(moved, held, device), 1)
@@ -185,11 +186,12 @@ def _power_of_2_up_to(n: int) -> int:
 # ---- a row over programs -------------------------------------------------------------------------
 
 
-def _blocks(width: int, tile: int, work: Work, device: Device) -> int:
+def _blocks(N: int, width: int, tile: int, work: Work, device: Device) -> int:
     """Of a cluster, with a tile each; 1 where none holds the row."""
     halves = 2 * width // tile
     crowded = work.streamed <= 2 * work.x_bytes and tile * work.tiles >= 40_960  # of 65,536 registers
-    if multiplies_pairs(device) and crowded and halves <= PORTABLE and spread(device, halves):
+    enough = MOST_AHEAD * N * work.streamed // halves >= ENOUGH
+    if multiplies_pairs(device) and crowded and enough and halves <= PORTABLE and spread(device, halves):
         return halves  # more blocks would be harder to place
     return width // tile if spread(device, width // tile) else 1
 
