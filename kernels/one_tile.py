@@ -22,7 +22,7 @@ The parts are device functions on tiles of fp32 (fp64) values:
 
 A tile is (BLOCK_M, BLOCK_N) with BLOCK_N >= N: it holds whole rows.  Forward, a thread loads AT_ONCE neighbouring
 columns at once where rows are aligned, and all threads together hold ROWS of its rows, so that one with values of
-several rows has the same columns of each.  A program has one tile, or streams through tiles of one row.
+several rows has the same columns of each.
 
 Backward, a row is PIECES pieces of BLOCK_N columns and the tile (PIECES BLOCK_M, BLOCK_N): its row i holds piece
 i // BLOCK_M of row i % BLOCK_M, so that few warps share a row and N need not be near a power of two.  Where there is a
@@ -135,56 +135,6 @@ def one_tile_fwd(
         x_hat, stats, finishing, y_ptr, stats_ptr, columns, row0, rows, batch, chance, cols, inside, M, N, FINISH,
         FINISHING,
     )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["M", "T"], repr=lambda s: s.constants["NAME"])
-def streamed_fwd(
-    entering,
-    finishing,
-    y_ptr,
-    x_ptr,
-    stats_ptr,
-    M: tl.int64,
-    T: tl.int64,
-    eps: tl.float64,
-    p: tl.float64,
-    N: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    STAGES: tl.constexpr,
-    AT_ONCE: tl.constexpr,
-    ENTER: tl.constexpr,
-    FINISH: tl.constexpr,
-    ENTERING: tl.constexpr,
-    FINISHING: tl.constexpr,
-    NO_ENTERING: tl.constexpr,
-    NO_FINISHING: tl.constexpr,
-    GROUPED: tl.constexpr,
-    CENTRED: tl.constexpr,
-    NAME: tl.constexpr,
-):
-    """Program i of P owns rows i, i + P, ...: what they have in common is read once and stays in registers, and a row
-    is read STAGES - 1 rows ahead of use, so that memory does not idle while one is summed and written.
-
-    No operand is one of batches or groups.
-    """
-    rows = tl.zeros([1, 1], tl.int32)
-    cols = tl.max_contiguous(tl.arange(0, BLOCK_N)[None, :], [1, AT_ONCE])
-    in_row = cols < N
-    chance = chances(p, y_ptr)
-    enter_columns = load_columns(entering, ENTERING, NO_ENTERING, 0, cols, in_row, N)
-    finish_columns = load_columns(finishing, FINISHING, NO_FINISHING, 0, cols, in_row, N)
-
-    for row in tl.range(tl.program_id(0), M.to(tl.int32), tl.num_programs(0), num_stages=STAGES):
-        row0 = tl.cast(row, tl.int64)
-        batch = batches(row0, rows, M, T, GROUPED)
-        x_hat, stats = normalized_rows(
-            entering, x_ptr, enter_columns, row0, rows, batch, chance, cols, in_row, in_row, N, eps, ENTER, ENTERING,
-            CENTRED,
-        )  # fmt: skip
-        finish_rows(
-            x_hat, stats, finishing, y_ptr, stats_ptr, finish_columns, row0, rows, batch, chance, cols, in_row, M, N,
-            FINISH, FINISHING,
-        )  # fmt: skip
 
 
 @triton.jit

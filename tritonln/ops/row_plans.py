@@ -49,7 +49,8 @@ class Gradients(NamedTuple):
 
 
 def _forward_kernels() -> tuple[Any, ...]:
-    from tritonln.kernels.one_tile import one_tile_fwd, streamed_fwd
+    from tritonln.kernels.one_tile import one_tile_fwd
+    from tritonln.kernels.streamed import streamed_fwd
     from tritonln.kernels.wide import wide_fwd
 
     return one_tile_fwd, streamed_fwd, wide_fwd
